@@ -1,0 +1,66 @@
+/* vgw_usage.h - the usage file: what a container does use. The wrapper of each of its processes maps it read-write, the host reads.
+ *
+ * The host creates it, with header and size, before the container starts; in the container it is VGW_BOX "/usage".
+ *
+ * Accounting, exact at any instruction of any process that may be killed there (docs/accounting.md has the proof):
+ *   gpus[g].word    all bytes in use on GPU g, with the last operation's tag: bytes 44 bits | slot 10 bits | sequence 10 bits.
+ *   slots[s].gpus[g].pending   the operation that process s is about to do: bytes 44 bits | negative 1 bit | sequence 19 bits.
+ *   slots[s].gpus[g].acked     64-bit sequence of the last operation known to be in `word`.
+ *   slots[s].gpus[g].held      bytes that process s holds: bytes 44 bits | sequence 20 bits of the operation that made it so.
+ * An operation: store pending; CAS word (first acknowledging the operation whose tag is replaced); acknowledge; store held.
+ * A slot belongs to the process that holds an OFD write lock on the slot's first byte in this file. The kernel drops it when
+ * the process dies; whoever then takes the lock can tell from the four words what the dead one held, and gives it back.
+ */
+#ifndef VGW_USAGE_H
+#define VGW_USAGE_H
+
+#include "vgw_quota.h"
+
+#define VGW_USAGE_MAGIC 0x55574756u /* "VGWU" */
+#define VGW_USAGE_VERSION 1u
+#define VGW_MAX_SLOTS 1024u
+
+struct vgw_usage_gpu { /* 256 bytes: no cache line shared between GPUs */
+    uint64_t word;
+    uint64_t reserved0[7];
+    uint64_t peak_bytes;
+    uint64_t denied_count; /* allocations refused because of the quota */
+    uint64_t denied_bytes; /* size of the last one */
+    uint64_t launches;
+    uint64_t busy_ns;
+    uint64_t throttled_ns;
+    uint64_t reserved1[18];
+};
+
+struct vgw_usage_slot_gpu {
+    uint64_t pending;
+    uint64_t acked;
+    uint64_t held;
+    uint64_t reserved;
+};
+
+struct vgw_usage_slot {
+    uint64_t pid;         /* in the container's pid namespace; 0: never used */
+    uint64_t start_ticks; /* /proc/<pid>/stat field 22: tells a recycled pid */
+    uint64_t reserved[6];
+    struct vgw_usage_slot_gpu gpus[VGW_MAX_GPUS];
+};
+
+struct vgw_usage {
+    uint32_t magic;
+    uint32_t version;
+    uint32_t bytes; /* of the whole file */
+    uint32_t slot_count;
+    uint64_t armed_ns;        /* CLOCK_BOOTTIME of the wrapper's first use in this container; 0: not yet in force */
+    uint32_t wrapper_version; /* of the wrapper that armed it: major << 16 | minor << 8 | patch */
+    uint32_t slot_high;       /* slots ever used: readers stop here */
+    uint8_t reserved[96];
+    struct vgw_usage_gpu gpus[VGW_MAX_GPUS];
+    struct vgw_usage_slot slots[VGW_MAX_SLOTS];
+};
+
+_Static_assert(sizeof(struct vgw_usage_gpu) == 256, "usage layout 1");
+_Static_assert(sizeof(struct vgw_usage_slot) == 576, "usage layout 1");
+_Static_assert(sizeof(struct vgw_usage) == 594048, "usage layout 1");
+
+#endif

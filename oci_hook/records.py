@@ -1,0 +1,226 @@
+"""The values that travel along the start path. Each is frozen, and each that is kept in a file is that file's schema.
+
+label -> Request -> Placement -> Allocation + Plan -> mounts and quota file. Sizes are bytes, shares are percent of one GPU.
+"""
+
+from __future__ import annotations
+
+from oci_hook.values import TYPE_CHECKING, dataclass
+
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+SCHEMA = 1  # of allocation.json, plan.json, inventory.json and policy.json
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked of one GPU. memory_bytes or memory_percent (1 to 100 of that GPU) is set, the other is None."""
+
+    memory_bytes: int | None = None
+    memory_percent: int | None = None
+    cores_percent: int = 100
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a container asks for, after parsing and before the admin's policy.
+
+    asks: one per GPU, in the container's device order. devices: index or UUID of each GPU, or empty: placement chooses.
+    sources: which kind of setting each part came from, "memory" -> "annotation" | "label" | "env".
+    """
+
+    NESTED: ClassVar = {"asks": Ask}
+    asks: tuple[Ask, ...]
+    devices: tuple[str, ...] = ()
+    policy: str | None = None
+    burst: str | None = None
+    priority: str = "normal"
+    capabilities: tuple[str, ...] = ("compute", "utility")
+    sources: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The admin's /etc/vgpu/config.yaml, compiled to policy.json next to it. None: no cap.
+
+    sources: which of annotation, label, env may ask. overcommit_*: how often a GPU's memory or cores may be given out.
+    simulate_*: simulated GPUs instead of real ones (simulate_gpus > 0). runtime: absolute path of runc or crun.
+    vgpu_command: absolute path of the operator's command, for remedies and a refresh of the inventory.
+    """
+
+    runtime: str
+    prefix: str
+    state_dir: str = "/run/vgpu"
+    log_dir: str = "/var/lib/vgpu"
+    vgpu_command: str = "vgpu"
+    driver_root: str = "/"
+    placement: str = "binpack"
+    burst: str = "hard"
+    max_memory_bytes: int | None = None
+    max_cores_percent: int = 100
+    max_gpus: int | None = None
+    overcommit_memory: float = 1.0
+    overcommit_cores: float = 1.0
+    sources: tuple[str, ...] = ("annotation", "label", "env")
+    simulate_gpus: int = 0
+    simulate_memory_bytes: int = 80 << 30
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU of the host. health: "ok", or why it must not be used. minor: of /dev/nvidia<minor>."""
+
+    index: int
+    uuid: str
+    name: str
+    memory_bytes: int
+    pci_bus_id: str
+    minor: int
+    health: str = "ok"
+
+
+@dataclass(frozen=True)
+class Library:
+    """One driver library on the host.
+
+    path: absolute, no link. soname: the name it gets in the container. role: "cuda" and "nvml" get our wrapper in front,
+    "plain" is mounted as it is. capability: of NVIDIA_DRIVER_CAPABILITIES. needed: DT_NEEDED.
+    versions: per needed library the symbol versions that must be in it. identity: (st_dev, st_ino, st_size, st_mtime_ns).
+    """
+
+    path: str
+    soname: str
+    role: str
+    capability: str
+    needed: tuple[str, ...]
+    versions: dict[str, tuple[str, ...]]
+    identity: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DeviceFile:
+    """A device of the host: source on the host, target in the container. gpu: its GPU's index, None for all GPUs.
+
+    kind: "node" is a character device (goes into the spec: linux.devices), "bind" a file that stands for one (simulated).
+    """
+
+    source: str
+    target: str
+    gpu: int | None
+    kind: str
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What this host has; inventory.json. key: changes when driver or devices change, so that a stale file is noticed.
+
+    programs: absolute paths of the driver's programs (nvidia-smi), mounted with the capability "utility".
+    wrapper: our own two libraries, role "cuda" and "nvml".
+    """
+
+    NESTED: ClassVar = {"gpus": Gpu, "libraries": Library, "wrapper": Library, "devices": DeviceFile}
+    driver_version: str
+    simulated: bool
+    key: str
+    gpus: tuple[Gpu, ...]
+    libraries: tuple[Library, ...]
+    wrapper: tuple[Library, ...]
+    devices: tuple[DeviceFile, ...]
+    programs: tuple[str, ...] = ()
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What a container got of one GPU."""
+
+    index: int
+    uuid: str
+    memory_bytes: int
+    cores_percent: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """How one GPU fared for one ask. score: higher is better, None if rejected.
+
+    reject: HAMi's reason (CardInsufficientMemory, CardInsufficientCore, CardNotHealth, CardUuidMismatch, …) or None.
+    detail: for people: "asked 8192 MiB, free 1024 of 81920 MiB".
+    """
+
+    ask: int
+    index: int
+    uuid: str
+    score: float | None
+    reject: str | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The decision and all that led to it. slices: in the order of the asks; empty when it does not fit."""
+
+    NESTED: ClassVar = {"slices": Slice, "candidates": Candidate}
+    policy: str
+    slices: tuple[Slice, ...]
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of the host that cannot be mistaken for another: pid and /proc/<pid>/stat's start time in clock ticks."""
+
+    pid: int
+    start_ticks: int
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """allocation.json, one per container folder; the folder is the ledger's entry.
+
+    state: "creating" (its creator runs or died) or "armed" (quota file and mounts are in place; init is set).
+    created_ns: Unix time. clamped: settings that the policy reduced, "memory: 64 GiB asked, 16 GiB allowed".
+    """
+
+    NESTED: ClassVar = {"creator": Process, "init": Process, "request": Request, "placement": Placement}
+    id: str
+    name: str
+    image: str
+    state: str
+    created_ns: int
+    creator: Process
+    init: Process | None
+    request: Request
+    placement: Placement
+    clamped: tuple[str, ...]
+    simulated: bool
+    driver_version: str
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One bind mount that the hook makes.
+
+    where: "library" (into the folder where the container's loader finds libc; target is a bare name), "box" (into our own
+    folder, /usr/lib/vgpu; a bare name) or "path" (target is absolute in the container). identity: as Library.identity,
+    or empty where the file is expected to change (quota, usage). writable: false is read-only.
+    """
+
+    source: str
+    where: str
+    target: str
+    identity: tuple[int, ...] = ()
+    writable: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """plan.json: all that the hook does for one container. libraries: what preflight must find loadable."""
+
+    NESTED: ClassVar = {"mounts": Mount, "libraries": Library}
+    mounts: tuple[Mount, ...]
+    libraries: tuple[Library, ...]
+    schema: int = SCHEMA
