@@ -26,6 +26,9 @@ class _Options:  # what the C scanner reads from its context
         raise ValueError(f"{name} is not JSON")
 
 
+_OPTIONS: Any = _Options()
+
+
 def _refuse(value: object) -> object:
     raise TypeError(f"{type(value).__name__} is not JSON: {value!r}")
 
@@ -37,7 +40,7 @@ def loads(data: bytes | str) -> Any:
     try:
         from _json import make_scanner
 
-        value, end = make_scanner(_Options)(body, 0)
+        value, end = make_scanner(_OPTIONS)(body, 0)
         if end == len(body):
             return value
     except RecursionError:

@@ -1,6 +1,6 @@
 """The values that travel along the start path. Each is frozen, and each that is kept in a file is that file's schema.
 
-label -> Request -> Placement -> Allocation + Plan -> mounts and quota file. Sizes are bytes, shares are percent of one GPU.
+label -> Request -> Placement -> Allocation + Plan -> mounts and quota file. Sizes are bytes, shares percent of a GPU.
 """
 
 from __future__ import annotations
@@ -85,9 +85,10 @@ class Gpu:
 class Library:
     """One driver library on the host.
 
-    path: absolute, no link. soname: the name it gets in the container. role: "cuda" and "nvml" get our wrapper in front,
-    "plain" is mounted as it is. capability: of NVIDIA_DRIVER_CAPABILITIES. needed: DT_NEEDED.
-    versions: per needed library the symbol versions that must be in it. identity: (st_dev, st_ino, st_size, st_mtime_ns).
+    path: absolute, no link. soname: the name it gets in the container. role: "cuda" and "nvml" get our wrapper in
+    front, "plain" is mounted as it is. capability: of NVIDIA_DRIVER_CAPABILITIES. needed: DT_NEEDED.
+    versions: per needed library the symbol versions that must be in it.
+    identity: (st_dev, st_ino, st_size, st_mtime_ns).
     """
 
     path: str
@@ -103,7 +104,7 @@ class Library:
 class DeviceFile:
     """A device of the host: source on the host, target in the container. gpu: its GPU's index, None for all GPUs.
 
-    kind: "node" is a character device (goes into the spec: linux.devices), "bind" a file that stands for one (simulated).
+    kind: "node" is a character device (it goes into the spec's linux.devices), "bind" a file that stands for one.
     """
 
     source: str
@@ -170,7 +171,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Process:
-    """A process of the host that cannot be mistaken for another: pid and /proc/<pid>/stat's start time in clock ticks."""
+    """A process of the host; start_ticks (field 22 of /proc/<pid>/stat) tells a later one of the same pid."""
 
     pid: int
     start_ticks: int
@@ -204,9 +205,9 @@ class Allocation:
 class Mount:
     """One bind mount that the hook makes.
 
-    where: "library" (into the folder where the container's loader finds libc; target is a bare name), "box" (into our own
-    folder, /usr/lib/vgpu; a bare name) or "path" (target is absolute in the container). identity: as Library.identity,
-    or empty where the file is expected to change (quota, usage). writable: false is read-only.
+    where: "library" (into the folder where the container's loader finds libc; target is a bare name), "box" (into our
+    own folder, /usr/lib/vgpu; a bare name) or "path" (target is absolute in the container).
+    identity: as Library.identity, or empty where the file is expected to change (quota, usage).
     """
 
     source: str

@@ -10,7 +10,7 @@ TYPE_CHECKING = False  # type checkers take this name as true; importing `typing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from dataclasses import dataclass
+    from dataclasses import dataclass as dataclass
     from typing import Any, TypeVar
 
     T = TypeVar("T")
@@ -22,12 +22,17 @@ else:
         return _freeze
 
 
+def _fields(cls: Any) -> tuple[str, ...]:
+    # annotations are text here (`from __future__ import annotations`), which is what makes them free
+    return tuple(name for name, kind in cls.__annotations__.items() if not kind.startswith("ClassVar"))
+
+
 def _freeze(cls: Any) -> Any:
-    names = tuple(cls.__annotations__)
+    names = _fields(cls)
     defaults = {name: getattr(cls, name) for name in names if hasattr(cls, name)}
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        given = dict(zip(names, args))
+        given = dict(zip(names, args, strict=False))
         if len(args) > len(names) or given.keys() & kwargs.keys() or kwargs.keys() - set(names):
             raise TypeError(f"{cls.__name__}: unexpected arguments {args!r} {kwargs!r}")
         fields = {**defaults, **given, **kwargs}
@@ -74,12 +79,13 @@ def from_json(cls: Callable[..., T], raw: Mapping[str, Any]) -> T:
     version can be read; a missing key without a default raises TypeError. Nested records are named in `cls.NESTED`.
     """
     nested: Mapping[str, Any] = getattr(cls, "NESTED", {})
-    names = cls.__annotations__
+    names = _fields(cls)
 
-    def convert(name: str, value: Any) -> Any:
-        inner = nested.get(name)
+    def convert(value: Any, inner: Any) -> Any:
         if isinstance(value, list):
-            return tuple(from_json(inner, item) if inner else item for item in value)
-        return from_json(inner, value) if inner and value is not None else value
+            return tuple(convert(item, inner) for item in value)
+        if isinstance(value, dict):
+            return from_json(inner, value) if inner else {key: convert(item, None) for key, item in value.items()}
+        return value
 
-    return cls(**{name: convert(name, value) for name, value in raw.items() if name in names})
+    return cls(**{name: convert(value, nested.get(name)) for name, value in raw.items() if name in names})
