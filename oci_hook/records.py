@@ -15,11 +15,14 @@ SCHEMA = 1  # of allocation.json, plan.json, inventory.json and policy.json
 
 @dataclass(frozen=True)
 class Ask:
-    """What is asked of one GPU. memory_bytes or memory_percent (1 to 100 of that GPU) is set, the other is None."""
+    """What is asked of one GPU. memory_bytes or memory_percent (1 to 100 of that GPU) is set, the other is None.
+
+    cores_percent: 1 to 100 is reserved and counted; 0: nothing was asked, so nothing is reserved and nothing limited.
+    """
 
     memory_bytes: int | None = None
     memory_percent: int | None = None
-    cores_percent: int = 100
+    cores_percent: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ class Inventory:
 
 @dataclass(frozen=True)
 class Slice:
-    """What a container got of one GPU."""
+    """What a container got of one GPU. cores_percent: as in Ask; the quota file says 100 (no limit) where it is 0."""
 
     index: int
     uuid: str

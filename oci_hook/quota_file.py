@@ -1,0 +1,45 @@
+"""The bytes of the quota file and of a fresh usage file, as libcuda_wrap/include/vgw_quota.h and vgw_usage.h lay them out."""
+
+from __future__ import annotations
+
+import struct
+
+from oci_hook.records import Slice
+from oci_hook.values import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_GPUS = 16
+FLAG_SOFT = 1
+PRIORITIES = {"low": 0, "normal": 1, "high": 2}
+
+_HEADER = struct.Struct("<4I80sQ24x")
+_GPU = struct.Struct("<48sQ3I60x")
+QUOTA_BYTES = _HEADER.size + MAX_GPUS * _GPU.size
+QUOTA_MAGIC, QUOTA_VERSION = 0x51574756, 1
+
+_USAGE_HEADER = struct.Struct("<4IQ2I96x")
+USAGE_BYTES = 594048
+USAGE_SLOTS = 1024
+USAGE_MAGIC, USAGE_VERSION = 0x55574756, 1
+
+
+def quota(container: str, slices: Sequence[Slice], *, burst: str, priority: str) -> bytes:
+    """The quota file, generation 1. slices: 1 to MAX_GPUS, in the container's device order."""
+    assert 0 < len(slices) <= MAX_GPUS, len(slices)
+    parts = [_HEADER.pack(QUOTA_MAGIC, QUOTA_VERSION, QUOTA_BYTES, len(slices), _text(container, 80), 1)]
+    flags = FLAG_SOFT if burst == "soft" else 0
+    for part in slices:
+        cores = part.cores_percent or 100  # in the file 100 says: no limit
+        parts.append(_GPU.pack(_text(part.uuid, 48), part.memory_bytes, cores, flags, PRIORITIES[priority]))
+    return b"".join(parts).ljust(QUOTA_BYTES, b"\0")
+
+
+def usage_header() -> bytes:
+    """The start of a usage file that nobody has used; the rest of its USAGE_BYTES is zero."""
+    return _USAGE_HEADER.pack(USAGE_MAGIC, USAGE_VERSION, USAGE_BYTES, USAGE_SLOTS, 0, 0, 0)
+
+
+def _text(text: str, room: int) -> bytes:
+    return text.encode()[: room - 1]  # pack fills up with NUL, and the last byte stays one
