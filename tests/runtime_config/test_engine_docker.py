@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -164,7 +165,11 @@ def test_what_is_not_json_is_refused_with_its_place(text: str, message: str) -> 
     ],
 )
 def test_what_we_must_not_overwrite_is_refused(text: str, message: str) -> None:
-    for edit in (lambda: docker.add(text, LAUNCHER, set_default=True), lambda: docker.remove(text, None)):
+    edits: list[Callable[[], str | None]] = [
+        lambda: docker.add(text, LAUNCHER, set_default=True),
+        lambda: docker.remove(text, None),
+    ]
+    for edit in edits:
         with pytest.raises(HostError, match=message) as caught:
             edit()
         assert caught.value.code == "VGPU-CFG-003"

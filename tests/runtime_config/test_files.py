@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,8 @@ def test_what_is_not_utf8_is_refused_with_its_line(config: Path) -> None:
 def test_a_change_by_somebody_else_is_not_overwritten(config: Path) -> None:
     file = files.read(str(config))
     config.write_bytes(b'{"a": 1}')
-    for action in (lambda: files.replace(file, b"ours"), lambda: files.remove(file)):
+    actions: list[Callable[[], None]] = [lambda: files.replace(file, b"ours"), lambda: files.remove(file)]
+    for action in actions:
         with pytest.raises(HostError, match="changed by somebody else") as caught:
             action()
         assert caught.value.code == "VGPU-CFG-002"
