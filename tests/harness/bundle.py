@@ -24,7 +24,7 @@ from typing import Any
 
 from tests.harness import rootfs
 
-CGROUP = "/vgpu-test"  # parent of all our containers' control groups
+CGROUP = f"/vgpu-test-{os.getpid()}"  # parent of our containers' control groups; leftovers.remove_cgroups ends it
 _CAPABILITIES = [f"CAP_{name}" for name in (
     "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
     "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
@@ -220,14 +220,6 @@ def low_level(name: str, folder: Path) -> Path:
     )
     script.chmod(0o755)
     return script
-
-
-def remove_cgroups() -> None:
-    """Removes the control groups that our containers had: runc removes a container's own, never the parent."""
-    for root in Path("/sys/fs/cgroup").glob(f"**{CGROUP}"):
-        for folder in sorted(root.glob("**/"), reverse=True):
-            with contextlib.suppress(OSError):  # still in use: leftovers.py tells
-                folder.rmdir()
 
 
 def kill(pid: int) -> None:

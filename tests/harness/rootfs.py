@@ -117,12 +117,6 @@ def static_root(root: Path) -> None:
     skeleton(root)
 
 
-def root_without(root: Path, missing: str) -> None:
-    """A glibc root from which one library is missing."""
-    glibc_root(root)
-    (root / LIBDIR / missing).unlink()
-
-
 def musl_root(root: Path) -> None:
     """What Alpine looks like to a loader: musl under its own name, and no glibc. The file is a real ELF, never run."""
     skeleton(root)

@@ -1,0 +1,95 @@
+"""Fixtures of the tests that run real containers, and the rule that a skip in CI is a failure."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import bundle, dockerd, images, installed, leftovers
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILT = ("build/launcher/vgpu-runtime", "build/wrapper/libcuda.so.1", "build/sim", "build/fixtures/cuda_client")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]  # pluggy's result, which has no public type here
+    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"CI runs without skips: {report.longrepr}"
+
+
+@pytest.fixture(scope="session")
+def e2e_folder() -> Iterator[Path]:
+    """A folder outside pytest's own, because containers' users must be able to reach what lies in it."""
+    folder = Path(tempfile.mkdtemp(prefix="vgpu-e2e-"))
+    folder.chmod(0o755)
+    yield folder
+    leftovers.remove_cgroups(bundle.CGROUP)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def needs_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: it starts containers")
+
+
+@pytest.fixture(scope="session")
+def needs_build() -> None:
+    missing = [name for name in BUILT if not (ROOT / name).exists()]
+    if missing:
+        pytest.skip(f"run `make build` first: {', '.join(missing)}")
+
+
+@pytest.fixture(scope="session", params=["runc", "crun"])
+def low_level(request: pytest.FixtureRequest, e2e_folder: Path, needs_root: None) -> Path:
+    """A low-level runtime, for bundles."""
+    try:
+        return bundle.low_level(request.param, e2e_folder)
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def c_tree(e2e_folder: Path, needs_build: None) -> Path:
+    """A root with glibc, busybox and the C client."""
+    return images.tree(e2e_folder / "trees", "c")
+
+
+@pytest.fixture
+def vgpu(low_level: Path, tmp_path: Path, needs_build: None) -> Iterator[installed.Vgpu]:
+    """A fresh installation before runc and crun, two simulated GPUs of 80 GiB; it must end with an empty ledger."""
+    made = installed.install(tmp_path, low_level)
+    yield made
+    assert made.containers() == []
+    assert leftovers.mounts(tmp_path) == []
+    assert leftovers.processes(tmp_path) == []
+
+
+@pytest.fixture(scope="session")
+def docker_vgpu(e2e_folder: Path, needs_root: None, needs_build: None) -> installed.Vgpu:
+    """The installation behind `docker`."""
+    return installed.install(e2e_folder / "behind-docker", bundle.low_level("runc", e2e_folder))
+
+
+@pytest.fixture(scope="session")
+def docker(e2e_folder: Path, docker_vgpu: installed.Vgpu) -> Iterator[dockerd.Docker]:
+    """A private daemon that has the runtime "vgpu"."""
+    with dockerd.running(e2e_folder / "docker", {"vgpu": docker_vgpu.runtime}) as made:
+        yield made
+    assert leftovers.mounts(e2e_folder) == []
+    assert leftovers.processes(e2e_folder) == []
+    assert leftovers.cgroups(made.cgroup) == []
+
+
+@pytest.fixture(scope="session")
+def images_folder(e2e_folder: Path) -> Path:
+    """Where root trees are made, each once."""
+    return e2e_folder / "trees"
