@@ -41,6 +41,8 @@ CODES: dict[str, str] = {
     "VGPU-HOST-005": "the kernel refused a mount",
     "VGPU-HOST-006": "a file that others can write is not trusted",
     "VGPU-HOST-007": "the driver cannot be asked",
+    "VGPU-HOST-008": "a part of vgpu that cannot be built here",
+    "VGPU-HOST-009": "a quota or usage file that this version cannot read",
     # configuration files that the operator's commands edit
     "VGPU-CFG-001": "a configuration file that cannot be read or parsed",
     "VGPU-CFG-002": "a configuration file that cannot be written",
