@@ -1,6 +1,6 @@
 """The C compiler, as wrapper and simulated driver use it: zig cc for glibc 2.17, or the machine's gcc for sanitizers.
 
-The same sources give the same bytes wherever they are built: relative paths only, no date, a build id made from the content.
+The same sources give the same bytes wherever they are built: relative paths, no date, a build id by content.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class Toolchain:
         if self.sanitize and self.cc != "gcc":
             raise HostError("VGPU-HOST-008", f"--sanitize {self.sanitize} with {self.cc}", remedy="add --cc gcc")
         if self.cc == "gcc":
-            debug = ["-g", "-O1", f"-fsanitize={self.sanitize}", "-fno-omit-frame-pointer"] if self.sanitize else ["-O2"]
+            debug = (
+                ["-g", "-O1", f"-fsanitize={self.sanitize}", "-fno-omit-frame-pointer"] if self.sanitize else ["-O2"]
+            )
             return ["gcc", *debug]
         # zig adds undefined-behaviour traps of its own and a debug build unless told otherwise
         target = f"{self.arch}-linux-gnu.{GLIBC}"
@@ -79,7 +81,9 @@ class Toolchain:
         try:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
         except FileNotFoundError:
-            raise HostError("VGPU-HOST-008", f"no {self.cc} on this machine", remedy="run packaging/bootstrap.sh") from None
+            raise HostError(
+                "VGPU-HOST-008", f"no {self.cc} on this machine", remedy="run packaging/bootstrap.sh"
+            ) from None
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()[-1:]
             first_error = lines[0] if lines else f"exit {done.returncode}"

@@ -4,15 +4,19 @@
  *
  * Accounting, exact at any instruction of any process that may be killed there (docs/accounting.md has the proof):
  *   gpus[g].word    all bytes in use on GPU g, with the last operation's tag: bytes 44 bits | slot 10 bits | sequence 10 bits.
+ *   gpus[g].stamp   operations done on GPU g. word and stamp change together, in one 16-byte compare-and-swap, so that a
+ *                   process that slept between reading and writing cannot take a later, equal word for the one that it read.
  *   slots[s].gpus[g].pending   the operation that process s is about to do: bytes 44 bits | negative 1 bit | sequence 19 bits.
  *   slots[s].gpus[g].acked     64-bit sequence of the last operation known to be in `word`.
  *   slots[s].gpus[g].held      bytes that process s holds: bytes 44 bits | sequence 20 bits of the operation that made it so.
- * An operation: store pending; CAS word (first acknowledging the operation whose tag is replaced); acknowledge; store held.
+ * An operation: store pending; swap word and stamp (first acknowledging the operation whose tag goes); acknowledge; store held.
  * A slot belongs to the process that holds an OFD write lock on the slot's first byte in this file. The kernel drops it when
  * the process dies; whoever then takes the lock can tell from the four words what the dead one held, and gives it back.
  */
 #ifndef VGW_USAGE_H
 #define VGW_USAGE_H
+
+#include <stddef.h>
 
 #include "vgw_quota.h"
 
@@ -21,8 +25,9 @@
 #define VGW_MAX_SLOTS 1024u
 
 struct vgw_usage_gpu { /* 256 bytes: no cache line shared between GPUs */
-    uint64_t word;
-    uint64_t reserved0[7];
+    uint64_t word; /* with stamp: 16-byte aligned */
+    uint64_t stamp;
+    uint64_t reserved0[6];
     uint64_t peak_bytes;
     uint64_t denied_count; /* allocations refused because of the quota */
     uint64_t denied_bytes; /* size of the last one */
@@ -62,5 +67,6 @@ struct vgw_usage {
 _Static_assert(sizeof(struct vgw_usage_gpu) == 256, "usage layout 1");
 _Static_assert(sizeof(struct vgw_usage_slot) == 576, "usage layout 1");
 _Static_assert(sizeof(struct vgw_usage) == 594048, "usage layout 1");
+_Static_assert(offsetof(struct vgw_usage, gpus) % 16 == 0, "word and stamp are swapped together");
 
 #endif
