@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import bundle, dockerd, images, installed, leftovers
+from tests.harness import bundle, dockerd, images, installed, leftovers, recorder
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILT = ("build/launcher/vgpu-runtime", "build/wrapper/libcuda.so.1", "build/sim", "build/fixtures/cuda_client")
@@ -63,30 +63,46 @@ def c_tree(e2e_folder: Path, needs_build: None) -> Path:
     return images.tree(e2e_folder / "trees", "c")
 
 
+@pytest.fixture(scope="session")
+def installation(low_level: Path, e2e_folder: Path, needs_build: None) -> installed.Vgpu:
+    """vgpu before one low-level runtime, with two simulated GPUs of 80 GiB."""
+    return installed.install(e2e_folder / f"before-{low_level.name}", low_level)
+
+
 @pytest.fixture
-def vgpu(low_level: Path, tmp_path: Path, needs_build: None) -> Iterator[installed.Vgpu]:
-    """A fresh installation before runc and crun, two simulated GPUs of 80 GiB; it must end with an empty ledger."""
-    made = installed.install(tmp_path, low_level)
-    yield made
-    assert made.containers() == []
-    assert leftovers.mounts(tmp_path) == []
-    assert leftovers.processes(tmp_path) == []
+def vgpu(installation: installed.Vgpu, tmp_path: Path) -> Iterator[installed.Vgpu]:
+    """The installation, with nothing given out. After the test nothing may be left of its containers."""
+    yield installation
+    assert installation.containers() == []
+    folders = (tmp_path, installation.state)
+    assert leftovers.mounts(*folders) == []
+    assert leftovers.processes(*folders) == []
 
 
 @pytest.fixture(scope="session")
 def docker_vgpu(e2e_folder: Path, needs_root: None, needs_build: None) -> installed.Vgpu:
-    """The installation behind `docker`."""
-    return installed.install(e2e_folder / "behind-docker", bundle.low_level("runc", e2e_folder))
+    """The installation behind `docker`. What runc gets to see is kept, see `seen`."""
+    folder = e2e_folder / "behind-docker"
+    runc = recorder.script(folder / "runc", bundle.low_level("runc", folder), folder / "seen", "by-runc")
+    return installed.install(folder, runc)
 
 
 @pytest.fixture(scope="session")
 def docker(e2e_folder: Path, docker_vgpu: installed.Vgpu) -> Iterator[dockerd.Docker]:
-    """A private daemon that has the runtime "vgpu"."""
-    with dockerd.running(e2e_folder / "docker", {"vgpu": docker_vgpu.runtime}) as made:
+    """A private daemon with the runtime "vgpu", and "vgpu-recorded", which keeps what Docker wrote."""
+    folder = e2e_folder / "behind-docker"
+    recorded = recorder.script(folder / "vgpu-recorded", docker_vgpu.runtime, folder / "seen", "by-docker")
+    with dockerd.running(e2e_folder / "docker", {"vgpu": docker_vgpu.runtime, "vgpu-recorded": recorded}) as made:
         yield made
     assert leftovers.mounts(e2e_folder) == []
     assert leftovers.processes(e2e_folder) == []
     assert leftovers.cgroups(made.cgroup) == []
+
+
+@pytest.fixture(scope="session")
+def seen(e2e_folder: Path) -> Path:
+    """<container id>.by-docker, .by-runc: config.json as Docker wrote it (runtime "vgpu-recorded"), as runc read it."""
+    return e2e_folder / "behind-docker/seen"
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable, Sequence
@@ -28,9 +29,10 @@ def c_tree(tree: Path) -> None:
 
 
 def python_tree(tree: Path) -> None:
-    """Python with cuda-bindings, pynvml, nvitop and gpustat, as the package index has them."""
+    """Python with cuda-bindings, pynvml, nvitop and gpustat, unchanged, and our /cuda_python.py, which uses them."""
     names = [path.name for pattern in PYTHON_CLIENTS for path in sorted(PACKAGES.glob(pattern))]
     rootfs.python_root(tree, PYTHON, PACKAGES, names)
+    shutil.copy2(ROOT / "tests/fixtures/cuda_python.py", tree)
 
 
 def without_libdl_tree(tree: Path) -> None:

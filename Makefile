@@ -1,0 +1,62 @@
+# make demo    the main job on simulated GPUs, with a private Docker daemon; leaves nothing behind
+# make test    unit tests, the wrapper's C tests, end-to-end tests on dockerd, runc and crun (as root)
+# make lint    style, types, and that generated files are up to date
+# make build   everything that is compiled, below build/
+# make bench   what a start costs, beside plain runc
+# Each sets up what it needs: see packaging/bootstrap.sh.
+
+PYTHON := .venv/bin/python
+# as for the wrapper: an old glibc, so that one program runs in every image
+CC_CLIENT := $(PYTHON) -m ziglang cc -target $(shell uname -m)-linux-gnu.2.17 -O2 -s -Wall -Wextra -Werror
+C_FILES = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h' | grep -v /generated/)
+PARTS := build/.launcher build/.python build/.wrapper build/.sim build/fixtures/cuda_client
+
+.PHONY: demo test lint build bench clean
+.DELETE_ON_ERROR:
+
+demo: build
+	@$(PYTHON) -m packaging.demo
+
+test: build
+	$(PYTHON) -m pytest
+
+lint: .venv/.bootstrapped
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(PYTHON) -m mypy -p tests.harness -p benchmarks -p packaging
+	clang-format --dry-run -Werror $(C_FILES)
+	$(PYTHON) -m libcuda_wrap.gen --check
+	shellcheck packaging/bootstrap.sh .ci/run
+
+build: $(PARTS)
+
+bench: build
+	$(PYTHON) -m benchmarks.start
+
+clean:
+	rm -rf build/launcher build/python build/wrapper build/sim build/fixtures build/.launcher build/.python build/.wrapper build/.sim
+
+.venv/.bootstrapped: pyproject.toml packaging/bootstrap.sh
+	@packaging/bootstrap.sh
+	@touch $@
+
+build/.launcher: $(wildcard oci_hook/launcher/*) | .venv/.bootstrapped
+	$(PYTHON) -m oci_hook.launcher.build
+	@touch $@
+
+build/.python: oci_hook/sys_build.py | .venv/.bootstrapped
+	$(PYTHON) -m oci_hook.sys_build --in-place
+	@touch $@
+
+build/.wrapper: $(wildcard libcuda_wrap/*.py libcuda_wrap/*.yaml libcuda_wrap/src/* libcuda_wrap/include/* libcuda_wrap/generated/*) | .venv/.bootstrapped
+	$(PYTHON) -m libcuda_wrap.build
+	@touch $@
+
+build/.sim: $(wildcard libcuda_wrap/*.py libcuda_wrap/*.yaml libcuda_wrap/sim/* libcuda_wrap/include/*) | .venv/.bootstrapped
+	$(PYTHON) -m libcuda_wrap.sim.build
+	@touch $@
+
+build/fixtures/cuda_client: tests/fixtures/cuda_client.c | .venv/.bootstrapped
+	@mkdir -p $(@D)
+	$(CC_CLIENT) -o $@ $< -ldl
