@@ -7,6 +7,7 @@ guessed and nothing is ignored, so that a cap that was misspelt is not a cap tha
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from oci_hook import fastjson
+from oci_hook import fastjson, request
 from oci_hook.errors import HostError, shown
 from oci_hook.records import Policy
 from oci_hook.values import as_json
@@ -25,8 +26,6 @@ DEFAULT_PATH = "/etc/vgpu/config.yaml"
 POLICY_NAME = "policy.json"  # in the folder of config.yaml
 SIZE_LIMIT_BYTES = 64 << 10
 
-_SIZE = re.compile(r"([1-9][0-9]{0,8})(MiB|GiB|TiB)")
-_SHIFT = {"MiB": 20, "GiB": 30, "TiB": 40}
 _YAML = "tag:yaml.org,2002:"
 
 
@@ -48,8 +47,7 @@ def _path(tag: str, text: Any) -> str | None:
 
 
 def _size(tag: str, text: Any) -> int | None:
-    match = _SIZE.fullmatch(text) if tag == "str" else None
-    return int(match[1]) << _SHIFT[match[2]] if match else None
+    return request.memory_size(text) if tag == "str" else None
 
 
 def _whole(low: int, high: int) -> Callable[[str, Any], int | None]:
@@ -66,8 +64,8 @@ def _factor(tag: str, text: Any) -> float | None:
     return float(text) if good else None
 
 
-def _choice(*names: str) -> Callable[[str, Any], str | None]:
-    return lambda tag, text: text if tag == "str" and text in names else None
+def _choice(name: str) -> Callable[[str, Any], str | None]:
+    return lambda tag, text: text if tag == "str" and text in request.CHOICES[name] else None
 
 
 def _sources(tag: str, texts: Any) -> tuple[str, ...] | None:
@@ -81,15 +79,15 @@ SETTINGS = {
     "state_dir": Setting("state_dir", _path, "an absolute path, such as /run/vgpu"),
     "log_dir": Setting("log_dir", _path, "an absolute path, such as /var/lib/vgpu"),
     "driver_root": Setting("driver_root", _path, "an absolute path, such as / or /run/nvidia/driver"),
-    "placement": Setting("placement", _choice("binpack", "spread"), "binpack or spread"),
-    "burst": Setting("burst", _choice("hard", "soft"), "hard or soft"),
+    "placement": Setting("placement", _choice("policy"), "binpack or spread"),
+    "burst": Setting("burst", _choice("burst"), "hard or soft"),
     "sources": Setting("sources", _sources, "a list of annotation, label and env, such as [annotation, label]"),
     "max.memory": Setting("max_memory_bytes", _size, "a size with its unit, such as 16GiB or 512MiB"),
     "max.cores": Setting("max_cores_percent", _whole(1, 100), "a whole number from 1 to 100"),
-    "max.gpus": Setting("max_gpus", _whole(1, 16), "a whole number from 1 to 16"),
+    "max.gpus": Setting("max_gpus", _whole(1, request.MAX_GPUS), "a whole number from 1 to 16"),
     "overcommit.memory": Setting("overcommit_memory", _factor, "a number from 1 to 100, such as 1.5"),
     "overcommit.cores": Setting("overcommit_cores", _factor, "a number from 1 to 100, such as 1.5"),
-    "simulate.gpus": Setting("simulate_gpus", _whole(0, 16), "a whole number from 0 to 16"),
+    "simulate.gpus": Setting("simulate_gpus", _whole(0, request.MAX_GPUS), "a whole number from 0 to 16"),
     "simulate.memory": Setting("simulate_memory_bytes", _size, "a size with its unit, such as 80GiB"),
 }
 _GROUPS = {name.partition(".")[0] for name in SETTINGS if "." in name}
@@ -145,13 +143,18 @@ def template(
 ) -> str:
     """A config.yaml with every setting explained."""
     return TEMPLATE.format(
-        runtime=runtime,
-        state_dir=state_dir,
-        log_dir=log_dir,
+        runtime=_scalar(runtime),
+        state_dir=_scalar(state_dir),
+        log_dir=_scalar(log_dir),
         simulate="" if simulate_gpus else "#",
         simulate_gpus=simulate_gpus,
         simulate_memory=simulate_memory,
     )
+
+
+def _scalar(text: str) -> str:
+    """`text` as YAML reads it back as that text."""
+    return text if re.fullmatch(r"/[A-Za-z0-9/._+-]*", text) else json.dumps(text)
 
 
 class _Reader:

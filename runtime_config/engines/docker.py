@@ -88,12 +88,18 @@ def add(text: str, launcher: str, *, set_default: bool = False, path: str = DEFA
     else:
         text = json_text.insert(text, root, root, "runtimes", {RUNTIME: entry})
     if set_default and not found.is_default:
-        root = json_text.parse(text, path)
-        default = root.get("default-runtime")
-        if default is not None:
-            return json_text.set_value(text, default, RUNTIME)
-        return json_text.insert(text, root, root, "default-runtime", RUNTIME)
+        return with_default(text, RUNTIME, path)
     return text
+
+
+def with_default(text: str, runtime: str, path: str = DEFAULT_PATH) -> str:
+    """`text` with `runtime` as the default runtime. Raises as `find`."""
+    find(text, path)
+    root = json_text.parse(text, path)
+    default = root.get("default-runtime")
+    if default is not None:
+        return json_text.set_value(text, default, runtime)
+    return json_text.insert(text, root, root, "default-runtime", runtime)
 
 
 def _only_ours_differs(text: str, original: str, found: Found, path: str) -> bool:

@@ -78,6 +78,11 @@ def test_the_template_says_what_the_policy_does_anyway() -> None:
         assert f"{name.rpartition('.')[2]}:" in policy_file.template("/usr/bin/runc")
 
 
+@pytest.mark.parametrize("path", ["/srv/a b", "/srv/a: b", "/srv/a #b", "/srv/größe", "/srv/'\"", "/srv/[x]"])
+def test_the_template_takes_any_path(path: str) -> None:
+    assert compile_policy(policy_file.template(path, state_dir=path), "/p").state_dir == path
+
+
 def test_the_template_with_simulated_gpus() -> None:
     policy = compile_policy(policy_file.template("/usr/bin/runc", simulate_gpus=2, simulate_memory="1GiB"), "/p")
     assert (policy.simulate_gpus, policy.simulate_memory_bytes) == (2, 1 << 30)

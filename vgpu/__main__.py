@@ -1,0 +1,5 @@
+"""python -m vgpu"""
+
+from vgpu.cli import main
+
+main()

@@ -1,0 +1,121 @@
+"""vgpu: see and set up slices of GPUs.
+
+Exit codes: 0 done, 1 a bug or a closed pipe, 2 wrong usage (or, with --dry-run, that something would change), 3 to 6 as
+`oci_hook.errors` has them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from oci_hook.errors import VgpuError
+from runtime_config.policy_file import DEFAULT_PATH as DEFAULT_CONFIG
+from vgpu import __version__
+
+HELP = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    help="Slices of GPUs for containers.", no_args_is_help=True, add_completion=False, context_settings=HELP
+)
+configure_app = typer.Typer(help="Edit an engine's configuration.", no_args_is_help=True, context_settings=HELP)
+config_app = typer.Typer(help="The admin's policy, config.yaml.", no_args_is_help=True, context_settings=HELP)
+app.add_typer(configure_app, name="configure")
+app.add_typer(config_app, name="config")
+
+Config = Annotated[str, typer.Option("--config", envvar="VGPU_CONFIG", help="The policy file, config.yaml.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
+
+
+@app.command("ps")
+def ps_command(config: Config = DEFAULT_CONFIG, json: Json = False) -> None:
+    """List the slices that are given out, with quota and use."""
+    from vgpu import ps
+
+    ps.run(config, as_json=json)
+
+
+@app.command("inventory")
+def inventory_command(
+    refresh: Annotated[bool, typer.Option("--refresh", help="Look at the host again.")] = False,
+    config: Config = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
+    """Show the GPUs and the driver that slices are taken from."""
+    from vgpu import inventory
+
+    inventory.run(config, refresh=refresh, as_json=json)
+
+
+@configure_app.command("docker")
+def configure_docker_command(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the change as a diff; exit 2 if there is one.")
+    ] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Take our keys out again.")] = False,
+    set_default: Annotated[bool, typer.Option("--set-default", help="Make vgpu the default runtime.")] = False,
+    daemon_json: Annotated[str, typer.Option("--config", help="Docker's own file.")] = "/etc/docker/daemon.json",
+    prefix: Annotated[str | None, typer.Option("--prefix", help="Where vgpu is installed.")] = None,
+    reload: Annotated[bool, typer.Option("--reload", help="Have dockerd read the file, and verify.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Ask dockerd whether it has the runtime.")] = False,
+    host: Annotated[
+        str, typer.Option("--host", "-H", envvar="DOCKER_HOST", help="Docker's socket.")
+    ] = "unix:///var/run/docker.sock",
+    json: Json = False,
+) -> None:
+    """Add the runtime vgpu to Docker's daemon.json; every other byte of it stays."""
+    from vgpu import configure
+    from vgpu.config import prefix_of
+
+    installed = prefix or prefix_of(os.environ.get("VGPU_CONFIG", DEFAULT_CONFIG))
+    edit = configure.Edit(daemon_json, undo=undo, set_default=set_default, dry_run=dry_run)
+    engine = configure.Engine(host, reload=reload, verify=verify or reload)
+    raise typer.Exit(configure.run(edit, engine, installed, as_json=json))
+
+
+@config_app.command("show")
+def config_show_command(config: Config = DEFAULT_CONFIG, json: Json = False) -> None:
+    """Show every setting with the value in force."""
+    from vgpu import config as commands
+
+    commands.show(config, as_json=json)
+
+
+@config_app.command("check")
+def config_check_command(config: Config = DEFAULT_CONFIG, json: Json = False) -> None:
+    """Check config.yaml, and say whether it has been applied."""
+    from vgpu import config as commands
+
+    commands.check(config, as_json=json)
+
+
+@config_app.command("apply")
+def config_apply_command(config: Config = DEFAULT_CONFIG, json: Json = False) -> None:
+    """Put config.yaml in force for the containers that start from now on."""
+    from vgpu import config as commands
+
+    commands.apply(config, as_json=json)
+
+
+@app.command("version")
+def version_command(json: Json = False) -> None:
+    """Show the version."""
+    from vgpu import output
+
+    if json:
+        output.emit_json({"version": __version__})
+    else:
+        print(__version__)
+
+
+def main() -> None:
+    """The program: a refusal is one line and its exit code; only a bug shows a traceback."""
+    # a table may hold any name, a terminal may be ASCII only
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        app()
+    except VgpuError as error:
+        print(error.line(), file=sys.stderr)
+        sys.exit(error.exit_code)

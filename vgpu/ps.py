@@ -1,0 +1,142 @@
+"""vgpu ps: the slices that are given out. Reads the containers' folders, never the programs in them."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from libcuda_wrap import bindings
+from oci_hook import ledger
+from oci_hook.errors import HostError, VgpuError
+from oci_hook.records import Allocation, Policy
+from vgpu import output
+from vgpu.config import load
+
+COLUMNS = ("CONTAINER", "NAME", "IMAGE", "GPU", "MEMORY", "CORES", "STATE", "IN FORCE", "PROCESSES", "DENIED")
+
+
+def run(config: str, *, as_json: bool) -> None:
+    """Prints all slices. One that cannot be read is named on stderr and left out; the others are shown."""
+    policy = load(config)
+    containers = collect(policy)
+    if as_json:
+        output.emit_json({"cores_enforced": False, "containers": containers})
+        return
+    output.table(COLUMNS, [row for container in containers for row in _rows(container)])
+
+
+def collect(policy: Policy) -> list[dict[str, Any]]:
+    """One dict a container, oldest first; what --json prints."""
+    found = []
+    for name in _names(policy.state_dir):
+        try:
+            allocation = ledger.read(policy.state_dir, name)
+            if allocation is not None:
+                found.append(_describe(policy.state_dir, allocation))
+        except VgpuError as error:
+            if os.path.lexists(ledger.folder(policy.state_dir, name)):  # else it ended while we were reading
+                output.message(error.line())
+    return sorted(found, key=lambda container: int(container["created_ns"]))
+
+
+def _names(state_dir: str) -> list[str]:
+    try:
+        return [name for name in os.listdir(f"{state_dir}/containers") if ledger.is_id(name)]
+    except FileNotFoundError:  # nothing has ever been given out
+        return []
+    except OSError as error:
+        raise HostError(
+            "VGPU-HOST-003",
+            f"{state_dir}/containers cannot be read: {(error.strerror or '').lower()}",
+            remedy="run the command as root",
+        ) from None
+
+
+def _describe(state_dir: str, allocation: Allocation) -> dict[str, Any]:
+    usage, trouble = _usage(state_dir, allocation)
+    slices = allocation.placement.slices
+    return {
+        "id": allocation.id,
+        "name": allocation.name,
+        "image": allocation.image,
+        "state": allocation.state if ledger.alive(allocation) else "ended",
+        "created_ns": allocation.created_ns,
+        "simulated": allocation.simulated,
+        "driver_version": allocation.driver_version,
+        "policy": allocation.placement.policy,
+        "clamped": list(allocation.clamped),
+        "in_force": bool(usage and usage.armed_ns),
+        "in_force_since_ns": _wall_clock(usage.armed_ns) if usage and usage.armed_ns else None,
+        "trouble": trouble,
+        "gpus": [
+            {
+                "index": part.index,
+                "uuid": part.uuid,
+                "memory_bytes": part.memory_bytes,
+                "cores_percent": part.cores_percent,
+                "used_bytes": usage.gpus[number].used_bytes if usage else None,
+                "peak_bytes": usage.gpus[number].peak_bytes if usage else None,
+                "denied_count": usage.gpus[number].denied_count if usage else None,
+                "denied_bytes": usage.gpus[number].denied_bytes if usage else None,
+            }
+            for number, part in enumerate(slices)
+        ],
+        "processes": [
+            {"pid": process.pid, "held_bytes": list(process.held_bytes[: len(slices)])}
+            for process in (usage.processes if usage else ())
+            if process.alive
+        ],
+    }
+
+
+def _usage(state_dir: str, allocation: Allocation) -> tuple[bindings.Usage | None, str | None]:
+    """The usage file's figures, or why there are none. It is written by the container: it may hold anything."""
+    try:
+        return bindings.read_usage(f"{ledger.folder(state_dir, allocation.id)}/box/usage"), None
+    except VgpuError as error:
+        return None, str(error)
+
+
+def _wall_clock(boottime_ns: int) -> int:
+    """CLOCK_BOOTTIME as Unix time, nanoseconds."""
+    return time.time_ns() - (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - boottime_ns)
+
+
+def _rows(container: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One row a GPU; what belongs to the container stands in the first."""
+    rows: list[tuple[str, ...]] = []
+    for number, gpu in enumerate(container["gpus"]):
+        used, first = gpu["used_bytes"], number == 0
+        rows.append(
+            (
+                container["id"][:12] if first else "",
+                container["name"] if first else "",
+                container["image"] if first else "",
+                f"{gpu['index']}{' (simulated)' if container['simulated'] else ''}",
+                f"{'?' if used is None else output.size(used)} / {output.size(gpu['memory_bytes'])}",
+                _cores(gpu["cores_percent"]),
+                container["state"] if first else "",
+                _in_force(container) if first else "",
+                str(len(container["processes"])) if first else "",
+                "?" if gpu["denied_count"] is None else str(gpu["denied_count"]),
+            )
+        )
+    return rows
+
+
+def _cores(percent: int) -> str:
+    # counted when a GPU is chosen, but nothing slows a program down that takes more
+    return f"{percent} % reserved" if percent else "none reserved"
+
+
+def _in_force(container: dict[str, Any]) -> str:
+    if container["trouble"]:
+        return "unknown"
+    if not container["in_force"]:
+        return "not used yet"
+    seconds = max(0, time.time_ns() - container["in_force_since_ns"]) // 1_000_000_000
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"since {seconds // length} {unit}"
+    return f"since {seconds} s"
