@@ -1,6 +1,6 @@
 """What happened, kept: one JSON object a line in <log>/audit.jsonl, and the reason of each refused start.
 
-Neither ever fails a start: what cannot be written is lost, as a slice that is in force matters more than a line about it.
+Neither ever fails a start: what cannot be written is lost, as a slice in force matters more than a line about it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def append(log_dir: str, event: str, container: str, **facts: Any) -> None:
         finally:
             os.close(descriptor)
     except OSError:
-        pass
+        return
 
 
 def failure(state_dir: str, container: str, error: VgpuError) -> None:
@@ -59,7 +59,7 @@ def failure(state_dir: str, container: str, error: VgpuError) -> None:
         os.rename(temporary, f"{folder}/{container}.json")
         _keep_newest(folder)
     except OSError:
-        pass
+        return
 
 
 def _keep_newest(folder: str) -> None:

@@ -18,6 +18,7 @@ from oci_hook.records import Allocation, Plan, Process
 from oci_hook.values import TYPE_CHECKING, as_json, from_json, replace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 ID_CHARACTERS = frozenset("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_.+-")
@@ -56,15 +57,13 @@ def alive(allocation: Allocation) -> bool:
 
 
 def read(state_dir: str, container: str) -> Allocation | None:
-    """The container's allocation, or None if it has none. Raises HostError VGPU-HOST-003 for one that cannot be read."""
+    """The container's allocation, or None. Raises HostError VGPU-HOST-003 for one that cannot be read."""
     path = f"{folder(state_dir, container)}/allocation.json"
     try:
         allocation = from_json(Allocation, fastjson.loads(_read_file(path)))
         if allocation.id != container:
             raise ValueError(f"it is the entry of {allocation.id}")
-        sum(part.memory_bytes + part.cores_percent for part in allocation.placement.slices)
-        owner = allocation.init or allocation.creator
-        owner.pid + owner.start_ticks
+        _check(allocation)
     except FileNotFoundError:
         if not os.path.lexists(folder(state_dir, container)):
             return None
@@ -284,6 +283,16 @@ def _unreadable(path: str, why: str) -> HostError:
     )
 
 
+def _check(allocation: Allocation) -> None:
+    """Raises TypeError or AttributeError unless all that the ledger adds up and compares is there."""
+    owner = allocation.init or allocation.creator
+    numbers = [owner.pid, owner.start_ticks]
+    for part in allocation.placement.slices:
+        numbers += [part.memory_bytes, part.cores_percent]
+    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+        raise TypeError("a number in it is none")
+
+
 def _text(record: object) -> bytes:
     return fastjson.dumps(as_json(record)).encode()
 
@@ -314,7 +323,7 @@ def _discard(folder_fd: int, name: str) -> None:
     try:
         os.unlink(name, dir_fd=folder_fd)
     except FileNotFoundError:
-        pass
+        return
 
 
 def _remove(parent: int, name: str) -> None:
@@ -334,8 +343,8 @@ def _remove(parent: int, name: str) -> None:
     _quietly(os.rmdir, name, parent)
 
 
-def _quietly(remove: object, name: str, parent: int) -> None:
+def _quietly(remove: Callable[..., None], name: str, parent: int) -> None:
     try:
-        remove(name, dir_fd=parent)  # type: ignore[operator]
+        remove(name, dir_fd=parent)
     except OSError:
-        pass
+        return

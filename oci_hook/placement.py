@@ -1,14 +1,13 @@
 """Request + the host's GPUs + what is given out -> Placement. Pure: every fact about the host is an argument.
 
-Free memory of a GPU is its memory times overcommit_memory, less the slices on it; cores likewise. A GPU serves one ask of a
-container at most. Each ask in turn takes the GPU with the best score with which all later asks can still be served;
-between equal scores the lower index decides. Reasons for a rejection are named as HAMi names them.
+Free memory of a GPU is its memory times overcommit_memory, less the slices on it; cores likewise. A GPU serves one ask
+of a container at most. Each ask in turn takes the GPU with the best score with which all later asks can still be
+served; between equal scores the lower index decides. Reasons for a rejection are named as HAMi names them.
 """
 
 from __future__ import annotations
 
 from oci_hook.errors import PlacementError, shown
-from oci_hook.policy import mib
 from oci_hook.records import Allocation, Ask, Candidate, Gpu, Placement, Policy, Request, Slice
 from oci_hook.values import TYPE_CHECKING, dataclass
 

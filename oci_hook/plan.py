@@ -1,4 +1,4 @@
-"""What the hook will mount for one container: inventory + placement + request -> Plan. Nothing here touches the host."""
+"""What the hook will mount for one container: inventory + placement + request -> Plan. Pure."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ BOX_NAMES = {"cuda": "libvgpu-driver.so", "nvml": "libvgpu-nvml.so"}
 def make(inventory: Inventory, placement: Placement, request: Request, folder: str) -> Plan:
     """The mounts, in the order in which they are to be made. folder: the container's, with `box/` in it.
 
-    The box comes first and its contents after it; then the libraries, the programs and the files that stand for devices.
-    Only what the request's capabilities name is there.
+    The box comes first and its contents after it; then the libraries, the programs and the files that stand for
+    devices. Only what the request's capabilities name is there.
     """
     wanted = [library for library in inventory.libraries if library.capability in request.capabilities]
     roles = {library.role for library in wanted}
@@ -52,6 +52,6 @@ def devices(inventory: Inventory, placement: Placement) -> Iterator[DeviceFile]:
 
 
 def _names(wrapper: Library, driver_version: str) -> tuple[str, ...]:
-    """All names under which a program may ask for the driver's library: with SONAME, bare, and with the full version."""
+    """All names under which a program may ask for the driver's library: SONAME, bare, and with the full version."""
     bare = wrapper.soname[: wrapper.soname.index(".so") + 3]
     return (wrapper.soname, bare, f"{bare}.{driver_version}")

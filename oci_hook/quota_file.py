@@ -1,4 +1,4 @@
-"""The bytes of the quota file and of a fresh usage file, as libcuda_wrap/include/vgw_quota.h and vgw_usage.h lay them out."""
+"""The bytes of the quota file and of a fresh usage file. Source: vgw_quota.h and vgw_usage.h, version 1."""
 
 from __future__ import annotations
 

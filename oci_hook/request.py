@@ -1,7 +1,7 @@
 """Labels, annotations and environment of a container -> Request. Pure; docs/labels.md is its reference.
 
-Layers, strongest first: annotations, labels, VGPU_* variables, NVIDIA_GPU_MEMORY_LIMIT, HAMi's variables. A stronger layer
-wins setting by setting, and `memory.<i>` or `memory` of a stronger layer before either of a weaker one: an image's
+Layers, strongest first: annotations, labels, VGPU_* variables, NVIDIA_GPU_MEMORY_LIMIT, HAMi's variables. A stronger
+layer wins setting by setting, and its `memory.<i>` or `memory` go before either of a weaker one: an image's
 VGPU_MEMORY_0 does not widen what `--label vgpu.memory` said. What loses is not even read.
 """
 
@@ -25,6 +25,7 @@ SETTINGS = ("memory", "cores", "count", "devices", "policy", "burst", "priority"
 NUMBERED = tuple(f"{setting}.{index}" for setting in ("memory", "cores") for index in range(MAX_GPUS))
 _UNITS = {"MiB": 1 << 20, "GiB": 1 << 30}
 _HAMI_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_PREFIXES = ("VGPU_", "NVIDIA_GPU_MEMORY_LIMIT=", "CUDA_DEVICE_MEMORY_LIMIT", "CUDA_DEVICE_SM_LIMIT=")
 _MAX_BYTES = 1 << 44  # the usage file counts in 44 bits
 
 
@@ -39,6 +40,12 @@ class Given:
 
     def refuse(self, code: str, why: str, remedy: str) -> RequestError:
         return RequestError(code, f"{_plain(self.name)}={shown(self.text)} ({self.source}): {why}", remedy=remedy)
+
+
+def mentioned(annotations: Mapping[str, str], labels: Mapping[str, str], env: Iterable[str]) -> bool:
+    """Whether anything may be a request, whatever the policy says about it."""
+    named = any(name.startswith("vgpu.") for name in (*annotations, *labels))
+    return named or any(pair.startswith(_PREFIXES) for pair in env)
 
 
 def parse(

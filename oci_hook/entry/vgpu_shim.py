@@ -1,0 +1,9 @@
+"""Started by vgpu-runtime as `python -I -S -E vgpu_shim.py …`: finds the package beside this file, and nothing else."""
+
+import sys
+
+sys.path.insert(0, __file__.rpartition("/")[0])
+
+from oci_hook import shim  # only now is it found
+
+sys.exit(shim.main(sys.argv[1:]))

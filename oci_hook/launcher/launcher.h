@@ -1,0 +1,30 @@
+/* launcher.h - the launcher's two values, and what its files give each other. */
+#ifndef VGPU_LAUNCHER_H
+#define VGPU_LAUNCHER_H
+
+#include <stdbool.h>
+
+/* The engine's call as runc or crun would read it. No member is NULL. */
+struct call {
+    bool creates; /* the verb is create or run */
+    const char *bundle;
+    const char *config; /* crun's --config; absolute, or below the bundle */
+    const char *id;     /* "" if none is given */
+    const char *log;    /* "" if none is given */
+    const char *log_format;
+};
+
+/* <prefix>/etc/launcher.conf; absolute paths. */
+struct config {
+    char *runtime;
+    char *python;
+    char *shim;
+    char *policy;
+};
+
+struct call parse_call(int count, char **arguments);
+
+/* One line on standard error, the same in the runtime's log, and exit 5. */
+_Noreturn void refuse(const struct call *call, const char *code, const char *message, const char *remedy);
+
+#endif

@@ -1,0 +1,253 @@
+"""Between the launcher and runc: a container that asks for a slice gets a place, a folder and our hooks in its
+config.json, or is refused; then this process becomes the low-level runtime, with the arguments that the engine gave.
+
+    vgpu_shim.py --policy P --runtime R --bundle B --config C --id I --log L --log-format F -- ARGUMENTS
+
+The launcher (launcher/call.c) has read the engine's arguments; they are read in one place only.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+
+from oci_hook import audit, fastjson, inventory, ledger, placement, plan, policy, quota_file, request
+from oci_hook.bundle import Bundle, Docker, Node
+from oci_hook.errors import HostError, PlacementError, VgpuError, shown
+from oci_hook.records import Allocation, Inventory, Placement, Policy, Request
+from oci_hook.values import TYPE_CHECKING, dataclass
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_OPTIONS = ("--policy", "--runtime", "--bundle", "--config", "--id", "--log", "--log-format")
+_REFRESH_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the launcher hands over. arguments: of the runtime, without its name. log: "" for none."""
+
+    policy: str
+    runtime: str
+    bundle: str
+    config: str
+    id: str
+    log: str
+    log_format: str
+    arguments: tuple[str, ...]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns only on failure: 3 to 6, and 2 for a command line that no launcher wrote."""
+    call = _call(argv)
+    if call is None:
+        os.write(2, b"usage: vgpu_shim.py is started by vgpu-runtime; it is no command for people\n")
+        return 2
+    try:
+        given = _slice(call)
+        try:
+            os.execv(call.runtime, [call.runtime, *call.arguments])
+        except OSError as error:
+            if given is not None:
+                ledger.release(given.state_dir, call.id)
+                audit.append(given.log_dir, "release", call.id, why="the low-level runtime cannot be started")
+            raise _no_runtime(call.runtime, error) from error
+    except VgpuError as error:
+        _tell(call, error.line())
+        return error.exit_code
+    except Exception as error:
+        _tell(
+            call,
+            f"vgpu: a bug: {type(error).__name__}: {shown(str(error), 200)}; to mend it: report it, with this line",
+        )
+        raise
+
+
+def _slice(call: Call) -> Policy | None:
+    """Give the container its slice and edit its bundle. None: it asks for nothing, and nothing was changed."""
+    if not ledger.is_id(call.id):
+        raise HostError(
+            "VGPU-OCI-003",
+            f"the container's id is {shown(call.id)}",
+            remedy="use an id of letters, digits and _.+- that does not begin with a dot",
+        )
+    bundle = Bundle(call.bundle, call.config)
+    docker = bundle.docker(call.id)
+    annotations, env = bundle.annotations, bundle.env
+    if not request.mentioned(annotations, docker.labels, env):
+        return None
+    settings = policy.load(call.policy)
+    try:
+        asked = request.parse(annotations, docker.labels, env, settings.sources)
+        if asked is None:
+            return None
+        believed = docker.labels if "label" in settings.sources else {}
+        _give(call, settings, bundle, docker, asked, believed)
+    except VgpuError as error:
+        _remember(call, settings, error)
+        raise
+    finally:
+        bundle.close()
+    return settings
+
+
+def _give(call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: Request, labels: dict[str, str]) -> None:
+    """Place the request, make the container's folder and edit the bundle; on any failure nothing of it is left."""
+    creator = ledger.process(os.getpid())
+    assert creator is not None, "we are alive"
+    asked, clamped = policy.clamp(asked, settings)
+    have = _inventory(settings)
+    hook = (sys.executable, "-I", "-S", "-E", f"{settings.prefix}/lib/vgpu/python/vgpu_hook.py", "{stage}")
+    with ledger.Ledger(settings.state_dir) as book:
+        reaped = book.reap()
+        others = book.entries()
+        if any(other.id == call.id for other in others):
+            raise book.occupied(call.id)
+        placed = placement.place(asked, have.gpus, others, settings)
+        if placed.slices:
+            clamped += policy.percent_notes(asked, placed, have.gpus)
+            allocation = Allocation(
+                id=call.id,
+                name=docker.name,
+                image=docker.image,
+                state="creating",
+                created_ns=time.time_ns(),
+                creator=creator,
+                init=None,
+                request=asked,
+                placement=placed,
+                clamped=clamped,
+                simulated=have.simulated,
+                driver_version=have.driver_version,
+            )
+            mounts = plan.make(have, placed, asked, ledger.folder(settings.state_dir, call.id))
+            burst = asked.burst or settings.burst
+            quota = quota_file.quota(call.id, placed.slices, burst=burst, priority=asked.priority)
+            book.add(allocation, mounts, quota, quota_file.usage_header(), quota_file.USAGE_BYTES)
+    for dead in reaped:
+        audit.append(settings.log_dir, "reap", dead.id, state=dead.state, slices=dead.placement.slices)
+    if not placed.slices:
+        raise _Refused(placed)
+    try:
+        words = {name: text for name, text in labels.items() if name.startswith("vgpu.")}
+        bundle.edit((*hook, "--policy", call.policy), words, _nodes(have, placed))
+        bundle.write()
+    except BaseException:
+        ledger.release(settings.state_dir, call.id)
+        raise
+    audit.append(settings.log_dir, "allocate", call.id, name=docker.name, image=docker.image, request=asked,
+                 placement=placed, clamped=clamped, simulated=have.simulated)  # fmt: skip
+
+
+class _Refused(PlacementError):
+    """No GPU has room. Keeps the placement for the audit log."""
+
+    def __init__(self, placed: Placement) -> None:
+        told = placement.refusal(placed)
+        super().__init__(told.code, str(told), remedy=told.remedy)
+        self.placement = placed
+
+
+def _remember(call: Call, settings: Policy, error: VgpuError) -> None:
+    facts = {"placement": error.placement} if isinstance(error, _Refused) else {}
+    audit.append(settings.log_dir, "deny", call.id, code=error.code, message=str(error)[:4096], **facts)
+    audit.failure(settings.state_dir, call.id, error)
+
+
+def _inventory(settings: Policy) -> Inventory:
+    """The host's inventory; a missing or stale one is made anew by the operator's command, once."""
+    try:
+        return inventory.load(settings)
+    except HostError as error:
+        if error.code != "VGPU-HOST-002" or not settings.vgpu_command.startswith("/"):
+            raise
+    _refresh(settings)
+    return inventory.load(settings)
+
+
+def _refresh(settings: Policy) -> None:
+    command = [settings.vgpu_command, "inventory", "--refresh"]
+    # nothing of the engine's environment: the command must not be led astray by it
+    env = {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "LC_ALL": "C.UTF-8",
+        "VGPU_CONFIG": f"{settings.prefix}/etc/config.yaml",
+    }
+    try:
+        pid = os.posix_spawn(
+            command[0], command, env, file_actions=[(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
+        )
+    except OSError:
+        return  # the second load says what is wrong, and what to do
+    until = time.monotonic() + _REFRESH_TIMEOUT_S
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.monotonic() > until:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+            return
+        time.sleep(0.01)
+
+
+def _nodes(have: Inventory, placed: Placement) -> list[Node]:
+    """The device nodes for the spec. Raises HostError VGPU-HOST-002 if one is not a character device any more."""
+    nodes = []
+    for device in plan.devices(have, placed):
+        if device.kind != "node":
+            continue
+        try:
+            found = os.stat(device.source)
+        except OSError:
+            found = None
+        if found is None or not stat.S_ISCHR(found.st_mode):
+            raise HostError(
+                "VGPU-HOST-002",
+                f"the driver's device {device.source} is gone or is no device",
+                remedy="load the driver again (`nvidia-modprobe -u -c=0`), then `vgpu inventory --refresh`",
+            )
+        nodes.append(Node(device.target, os.major(found.st_rdev), os.minor(found.st_rdev)))
+    return nodes
+
+
+def _no_runtime(path: str, error: OSError) -> HostError:
+    # dockerd reads a meaning of its own into the system's words for these two
+    words = {2: "it, or the interpreter it names, is missing", 13: "it must not be executed"}
+    why = words.get(error.errno or 0) or os.strerror(error.errno or 0)
+    return HostError(
+        "VGPU-HOST-004", f"{path} cannot be started: {why}", remedy="install it, or name another in launcher.conf"
+    )
+
+
+def _call(argv: Sequence[str]) -> Call | None:
+    if "--" not in argv:
+        return None
+    end = argv.index("--")
+    names, values = argv[0:end:2], argv[1:end:2]
+    if tuple(names) != _OPTIONS or len(values) != len(names):
+        return None
+    policy_path, runtime, folder, config, container, log, log_format = values
+    rest = tuple(argv[end + 1 :])
+    return Call(policy_path, runtime, folder, config, container, log, log_format, arguments=rest)
+
+
+def _tell(call: Call, line: str) -> None:
+    """To standard error, and to the runtime's log: that one is what the engine shows."""
+    text = line.encode("utf-8", "backslashreplace").decode("utf-8")
+    os.write(2, text.encode() + b"\n")
+    if not call.log:
+        return
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    quoted = fastjson.dumps(text)
+    entry = f'level=error msg={quoted} time="{now}"'
+    if call.log_format == "json":
+        entry = f'{{"level":"error","msg":{quoted},"time":"{now}"}}'
+    try:
+        descriptor = os.open(call.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(descriptor, entry.encode() + b"\n")
+        finally:
+            os.close(descriptor)
+    except OSError:
+        pass  # standard error has it
