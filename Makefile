@@ -15,7 +15,7 @@ PARTS := build/.launcher build/.python build/.wrapper build/.sim build/fixtures/
 .DELETE_ON_ERROR:
 
 demo: build
-	@$(PYTHON) -m packaging.demo
+	@PYTHONPATH=. $(PYTHON) packaging/demo.py
 
 test: build
 	$(PYTHON) -m pytest
@@ -24,7 +24,8 @@ lint: .venv/.bootstrapped
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -m mypy -p tests.harness -p benchmarks -p packaging
+	$(PYTHON) -m mypy -p tests.harness -p tests.e2e -p benchmarks
+	MYPYPATH=. $(PYTHON) -m mypy packaging/install.py packaging/demo.py
 	clang-format --dry-run -Werror $(C_FILES)
 	$(PYTHON) -m libcuda_wrap.gen --check
 	shellcheck packaging/bootstrap.sh .ci/run

@@ -52,7 +52,7 @@ def test_a_c_program_sees_its_slice_and_nothing_above(docker: Docker, c_image: s
 def test_cuda_bindings_and_pynvml_see_the_slice_to_the_byte(docker: Docker, python_image: str) -> None:
     done = docker(*RUN, *ASK, python_image, "python3", "/cuda_python.py", str(8 * GIB))
     assert done.returncode == 0, done
-    seen = json.loads(done.stdout)
+    seen = {what: json.loads(value) for what, value in (line.split(" = ") for line in done.stdout.splitlines())}
     assert seen["devices"] == seen["nvml devices"] == 1
     assert seen["total"] == 8 * GIB
     assert seen["one byte above"] == "CUDA_ERROR_OUT_OF_MEMORY"

@@ -93,14 +93,11 @@ def greedy_image(docker: Docker, c_tree: Path) -> str:
 
 
 def test_the_admins_cap_holds_against_an_image(docker: Docker, docker_vgpu: Vgpu, greedy_image: str) -> None:
-    docker_vgpu.configure(max_memory="16GiB")
-    try:
+    with docker_vgpu.configured("max: {memory: 16GiB}"):
         done = docker("run", "--rm", "--runtime=vgpu", greedy_image, "cuda_client", "info")
         name = docker("run", "--detach", "--runtime=vgpu", greedy_image, "sleep", "60", check=True).stdout.strip()
         allocation = docker_vgpu.allocation(name)
         docker("rm", "--force", name, check=True)
-    finally:
-        docker_vgpu.configure(max_memory=None)
     assert done.returncode == 0, done
     assert str(16 * GIB) in done.stdout
     assert str(64 * GIB) not in done.stdout

@@ -1,4 +1,4 @@
-"""Many at once, and death at any moment: the ledger never gives out more than there is, and nothing is lost for good."""
+"""Many at once, and death at any moment: never more is given out than there is, and nothing is lost for good."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ VICTIMS: list[Callable[[Container, int], None]] = [kill_starter, kill_hook, kill
 def test_kill_at_any_moment_and_the_next_start_gets_everything(
     vgpu: Vgpu, c_tree: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Each round starts a container on all of both GPUs, kills a part of it at a random moment, and then needs all of both
-    GPUs for the next: whatever a dead start kept would be missed at once."""
+    """Each round starts a container on all of both GPUs and kills a part of it at a random moment. The next start needs
+    all of both GPUs again: whatever the dead one kept would be missed at once."""
     seed = int(os.environ.get("VGPU_TEST_SEED", time.time_ns() % 100_000))
     chance = random.Random(seed)
     rounds = 200 if "runc" in request.node.name else 50

@@ -66,11 +66,6 @@ class Docker:
         """What the daemon wrote, for a failed test."""
         return (self.folder / "dockerd.log").read_text(errors="replace")
 
-    def reload(self) -> None:
-        """SIGHUP: the daemon reads daemon.json again."""
-        os.kill(self.pid, signal.SIGHUP)
-        time.sleep(0.5)  # nothing tells when it is done
-
 
 @contextlib.contextmanager
 def running(folder: Path, runtimes: Mapping[str, Path], **settings: object) -> Iterator[Docker]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,13 +67,18 @@ class Vgpu:
         path = self.log / "audit.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def configure(self, **settings: object) -> None:
-        """Writes the admin's configuration: the keys of config.yaml that differ from what the installation wrote."""
+    @contextlib.contextmanager
+    def configured(self, yaml: str) -> Iterator[None]:
+        """The admin's config.yaml with `yaml` added, in force until the end of the block."""
         path = self.prefix / "etc/config.yaml"
-        kept = [line for line in path.read_text().splitlines() if line.lstrip("# ").partition(":")[0] not in settings]
-        lines = [f"{name}: {json.dumps(value)}" for name, value in settings.items() if value is not None]
-        path.write_text("\n".join([*kept, *lines]) + "\n")
-        self("config", "apply")
+        original = path.read_text()
+        path.write_text(f"{original}\n{yaml}\n")
+        try:
+            self("config", "apply")
+            yield
+        finally:
+            path.write_text(original)
+            self("config", "apply")
 
 
 def install(folder: Path, runtime: Path, gpus: int = 2, memory: str = "80GiB") -> Vgpu:
