@@ -205,29 +205,24 @@ def _folders_searched(image: _Image, env: Sequence[str], cwd: str) -> Iterator[s
 
 
 def _copies(image: _Image, env: Sequence[str], cwd: str) -> tuple[Copy, ...]:
-    """Every file that a loader could take for the driver's, one name per file: folders may be links to each other."""
-    found: dict[tuple[int, int], Copy] = {}
+    """Every path at which a loader could find the driver's libraries: a mount covers one name of a file, not all."""
+    found: dict[str, str] = {}  # path -> name that a program asks for
     for folder in _with_hwcaps(image.root, _folders_searched(image, env, cwd)):
-        for name in image.root.names(folder):
-            if name.startswith(_STARTS):
-                _note(image.root, found, f"{folder}/{name}", name)
+        found.update((f"{folder}/{name}", name) for name in image.root.names(folder) if name.startswith(_STARTS))
     for soname, paths in image.cache.items():
         if soname.startswith(_STARTS):
-            for path in paths:
-                _note(image.root, found, path, soname)
+            found.update((path, soname) for path in paths)
     if len(found) > _MAX_COPIES:
         raise ImageError(
             "VGPU-IMG-001",
             f"the image has {len(found)} copies of the driver's libraries",
             remedy="remove libcuda.so* and libnvidia-ml.so* from the image: they come from the host",
         )
-    return tuple(found.values())
-
-
-def _note(root: RootView, found: dict[tuple[int, int], Copy], path: str, name: str) -> None:
-    identity = root.identity(path)
-    if identity and root.is_file(path):
-        found.setdefault(identity, Copy(path, "cuda" if name.startswith(_CUDA) else "nvml"))
+    return tuple(
+        Copy(path, "cuda" if name.startswith(_CUDA) else "nvml")
+        for path, name in found.items()
+        if image.root.is_file(path)
+    )
 
 
 def _with_hwcaps(root: RootView, folders: Iterator[str]) -> Iterator[str]:

@@ -1,0 +1,268 @@
+"""The OCI hook: `prestart` makes a container's slice real before its program exists, `poststop` gives it back.
+
+Runs as the engine's user on the host, next to images and containers that nobody trusts: it executes nothing, believes
+nothing that the image says, and reaches into the container by file descriptors only (mounts.py). Closed: if anything of
+the slice cannot be had, the container does not start.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from oci_hook import audit, fastjson, ledger, mounts, policy, preflight, syscalls
+from oci_hook.errors import HostError, ImageError, VgpuError, shown
+from oci_hook.inside import Namespaces, run
+from oci_hook.mountinfo import MountInfo
+from oci_hook.plan import BOX
+from oci_hook.records import Plan, Policy
+from oci_hook.rootview import RootView
+from oci_hook.values import TYPE_CHECKING, dataclass
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+_MAX_STATE = 1 << 20
+_MAX_CONFIG = 64 << 20
+_MAX_PID = 1 << 22  # PID_MAX_LIMIT of 64-bit Linux
+_TIMEOUT_S = 8.0  # below the 10 s after which the runtime kills us and nothing would be said
+_STATUSES = ("creating", "created")  # runc's and crun's word for the same moment
+
+
+@dataclass(frozen=True)
+class State:
+    """What the runtime tells on standard input. pid: of the container's first process, in our pid namespace."""
+
+    id: str
+    pid: int
+    bundle: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What the hook reads of config.json. root: absolute path. env, cwd: of the container's process."""
+
+    root: str
+    env: tuple[str, ...]
+    cwd: str
+
+
+def parse_state(raw: bytes, *, starting: bool) -> State:
+    """Raises HostError VGPU-OCI-002. pid and status are only looked at when `starting`."""
+    try:
+        value = fastjson.loads(raw)
+    except ValueError as error:
+        raise _bad_state(f"is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise _bad_state("is no object")
+    container, pid, bundle = value.get("id"), value.get("pid", 0), value.get("bundle")
+    if not isinstance(container, str) or not ledger.is_id(container):
+        raise HostError(
+            "VGPU-OCI-003",
+            f"the container's id is {shown(container)}",
+            remedy="use an id of letters, digits and _.+- that does not begin with a dot",
+        )
+    if not isinstance(bundle, str) or not bundle.startswith("/") or "\0" in bundle:
+        raise _bad_state(f"names the bundle {shown(bundle)}")
+    if starting and (type(pid) is not int or not 1 < pid <= _MAX_PID):
+        raise _bad_state(f"names the process {shown(pid)}")
+    if starting and value.get("status") not in _STATUSES:
+        raise _bad_state(f"has the status {shown(value.get('status'))}, not 'creating'")
+    return State(container, pid if starting else 0, bundle)
+
+
+def _bad_state(what: str) -> HostError:
+    return HostError(
+        "VGPU-OCI-002",
+        f"the container state on standard input {what}",
+        remedy="let runc or crun call this hook; it is no command for people",
+    )
+
+
+def read_bundle(folder: str) -> Bundle:
+    """config.json of the bundle, through descriptors. Raises HostError VGPU-OCI-001."""
+    try:
+        base = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with open(os.open("config.json", flags, dir_fd=base), "rb") as file:
+            owner = os.fstat(file.fileno()).st_uid
+            raw = file.read(_MAX_CONFIG + 1)
+        os.close(base)
+    except OSError as error:
+        raise _bad_bundle(folder, f"cannot be read (errno {error.errno})") from None
+    if owner not in (0, os.geteuid()):
+        raise _bad_bundle(folder, f"is owned by user {owner}")
+    if len(raw) > _MAX_CONFIG:
+        raise _bad_bundle(folder, f"has more than {_MAX_CONFIG} bytes")
+    try:
+        config = fastjson.loads(raw)
+        process = config.get("process") or {}
+        root, env, cwd = config["root"]["path"], tuple(process.get("env") or ()), process.get("cwd") or "/"
+        if not all(isinstance(text, str) for text in (root, cwd, *env)) or "\0" in root:
+            raise ValueError("texts that are none")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _bad_bundle(folder, f"makes no sense ({shown(str(error))})") from None
+    return Bundle(os.path.join(folder, root), env, cwd)
+
+
+def _bad_bundle(folder: str, what: str) -> HostError:
+    return HostError(
+        "VGPU-OCI-001", f"{shown(folder + '/config.json', 200)} {what}", remedy="create the container again"
+    )
+
+
+def _ended() -> ImageError:
+    return ImageError(
+        "VGPU-IMG-004",
+        "the container's process ended while its slice was being set up",
+        remedy="start it again; if it was killed for memory, raise the container's memory limit",
+    )
+
+
+def prestart(settings: Policy, state: State) -> None:
+    """Preflight, mounts, and the ledger's word that the slice is in force; after a VgpuError nothing is."""
+    allocation = ledger.read(settings.state_dir, state.id)
+    if allocation is None:
+        raise HostError(
+            "VGPU-HOST-003",
+            f"container {shown(state.id)} has no slice in {settings.state_dir}/containers",
+            remedy="create it through vgpu-runtime; do not copy the hook into other containers",
+        )
+    if allocation.state != "creating":
+        raise _bad_state(f"is of a container whose slice is {allocation.state} already")
+    plan = ledger.read_plan(settings.state_dir, state.id)
+    try:
+        pidfd = os.pidfd_open(state.pid)
+    except ProcessLookupError:
+        raise _ended() from None
+    except OSError as error:
+        raise mounts.kernel_refused("watch the container's process", error) from None
+    init = ledger.process(state.pid)
+    if init is None:
+        raise _ended()
+    make_mounts(state, read_bundle(state.bundle), plan, pidfd)
+    if syscalls.has_ended(pidfd):
+        raise _ended()
+    armed = ledger.arm(settings.state_dir, state.id, init, timeout_s=_TIMEOUT_S)
+    audit.append(settings.log_dir, "arm", state.id, init=armed.init)
+
+
+def make_mounts(state: State, bundle: Bundle, plan: Plan, pidfd: int) -> None:
+    """The plan, in the namespaces of the container's first process."""
+    try:
+        namespaces = Namespaces(state.pid)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESRCH):
+            raise _ended() from None
+        raise mounts.kernel_refused("open the container's namespaces", error) from None
+    if syscalls.has_ended(pidfd):  # then the namespaces may be those of whoever got its number
+        raise _ended()
+    if namespaces.own_mount:
+        raise _bad_state("is of a process without a mount namespace of its own")
+    sources = mounts.open_sources(plan.mounts)
+    host_devices = MountInfo.of_this_namespace().devices()
+    unprivileged = os.geteuid() != 0 and not namespaces.own_user
+    if not unprivileged:
+        for source in sources:
+            mounts.clone(source)
+
+    def work() -> None:
+        inside = sources
+        namespaces.enter(user=unprivileged)
+        if unprivileged:  # only in there may we mount; the host's files are still seen, as the root is not switched yet
+            inside = [mounts.reopen(source) for source in sources]
+            for source in inside:
+                mounts.clone(source)
+        _apply(bundle, plan, inside, host_devices)
+
+    run(work, _TIMEOUT_S)
+
+
+def _apply(bundle: Bundle, plan: Plan, sources: Sequence[mounts.Source], host_devices: frozenset[str]) -> None:
+    try:
+        root = os.open(bundle.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _bad_bundle(os.path.dirname(bundle.root), f"names a root that cannot be opened ({error.errno})") from None
+    if os.path.samestat(os.fstat(root), os.stat("/")):
+        raise _bad_bundle(os.path.dirname(bundle.root), "names the host's own root")
+    inside_box = [mount.target for mount in plan.mounts if mount.where != "path"]
+    machine = os.uname().machine
+    found = preflight.check(RootView(root), plan.libraries, inside_box, bundle.env, bundle.cwd, machine)
+    mounts.Container(root, host_devices).apply(sources, found, BOX)
+
+
+def poststop(settings: Policy, state: State) -> None:
+    """The slice is free again, unless its container lives: then someone else than its runtime called us."""
+    _give_back(settings, state.id, event="release", even_if_armed=True)
+
+
+def _give_back(settings: Policy, container: str, *, event: str, even_if_armed: bool, **facts: Any) -> None:
+    with ledger.Ledger(settings.state_dir, timeout_s=_TIMEOUT_S) as book:
+        try:
+            allocation = ledger.read(settings.state_dir, container)
+        except HostError:
+            allocation = None  # unreadable, and its container is gone: away with it
+        if allocation is not None and allocation.state == "armed" and (not even_if_armed or ledger.alive(allocation)):
+            return
+        removed = book.remove(container)
+    if removed or event == "fail":
+        audit.append(settings.log_dir, event, container, **facts)
+
+
+def _read_stdin() -> bytes:
+    raw = b""
+    while len(raw) <= _MAX_STATE and (more := os.read(0, _MAX_STATE)):
+        raw += more
+    if len(raw) > _MAX_STATE:
+        raise _bad_state(f"has more than {_MAX_STATE} bytes")
+    return raw
+
+
+def _say(line: str) -> None:
+    os.write(2, line.encode("utf-8", "backslashreplace") + b"\n")
+
+
+def main(argv: Sequence[str]) -> int:
+    """`prestart|poststop --policy PATH`, the state on standard input. Returns the exit code."""
+    if len(argv) != 3 or argv[0] not in ("prestart", "poststop") or argv[1] != "--policy":
+        _say("usage: vgpu_hook.py prestart|poststop --policy PATH, with the container's state on standard input")
+        return 2
+    os.umask(0o022)
+    return _prestart(argv[2]) if argv[0] == "prestart" else _poststop(argv[2])
+
+
+def _prestart(policy_path: str) -> int:
+    settings = state = None
+    try:
+        settings = policy.load(policy_path)
+        state = parse_state(_read_stdin(), starting=True)
+        prestart(settings, state)
+        return 0
+    except VgpuError as error:
+        if settings and state:
+            audit.failure(settings.state_dir, state.id, error)
+            _clear(settings, state.id, code=error.code, message=str(error), remedy=error.remedy)
+        _say(error.line())
+        return error.exit_code
+    except BaseException:
+        if settings and state:
+            _clear(settings, state.id, code="bug", message="the hook failed; its traceback is in the runtime's message")
+        raise
+
+
+def _clear(settings: Policy, container: str, **facts: Any) -> None:
+    """After a refusal: the slice was not given, unless it is another start's, which is armed."""
+    try:
+        _give_back(settings, container, event="fail", even_if_armed=False, **facts)
+    except VgpuError as error:
+        _say(error.line())  # the next start clears it: its creator ends now
+
+
+def _poststop(policy_path: str) -> int:
+    """Never fails a delete: what it cannot give back, the next start does."""
+    try:
+        poststop(policy.load(policy_path), parse_state(_read_stdin(), starting=False))
+    except VgpuError as error:
+        _say(error.line())
+    return 0
