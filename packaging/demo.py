@@ -152,7 +152,7 @@ class Demo:
     def untouched(self) -> None:
         title("5. A container that asks for nothing is none of our business")
         note(
-            "vgpu-recorded is the same runtime with a recorder before and behind it: what Docker wrote, and what runc got."
+            "vgpu-recorded is the same runtime with a recorder before and behind it: what Docker wrote, what runc got."
         )
         self.docker("run", "--rm", "--runtime=vgpu-recorded", "--label", "team=a", IMAGES["c"], "echo", "hello")
         seen = self.folder / "seen"
