@@ -11,6 +11,7 @@ import errno
 import os
 
 from oci_hook import audit, fastjson, ledger, mounts, policy, preflight, syscalls
+from oci_hook.bundle import Bundle
 from oci_hook.errors import HostError, ImageError, VgpuError, shown
 from oci_hook.inside import Namespaces, run
 from oci_hook.mountinfo import MountInfo
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 _MAX_STATE = 1 << 20
-_MAX_CONFIG = 64 << 20
 _MAX_PID = 1 << 22  # PID_MAX_LIMIT of 64-bit Linux
 _TIMEOUT_S = 8.0  # below the 10 s after which the runtime kills us and nothing would be said
 _STATUSES = ("creating", "created")  # runc's and crun's word for the same moment
@@ -40,7 +40,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Bundle:
+class Inside:
     """What the hook reads of config.json. root: absolute path. env, cwd: of the container's process."""
 
     root: str
@@ -80,36 +80,24 @@ def _bad_state(what: str) -> HostError:
     )
 
 
-def read_bundle(folder: str) -> Bundle:
-    """config.json of the bundle, through descriptors. Raises HostError VGPU-OCI-001."""
-    try:
-        base = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with open(os.open("config.json", flags, dir_fd=base), "rb") as file:
-            owner = os.fstat(file.fileno()).st_uid
-            raw = file.read(_MAX_CONFIG + 1)
-        os.close(base)
-    except OSError as error:
-        raise _bad_bundle(folder, f"cannot be read (errno {error.errno})") from None
-    if owner not in (0, os.geteuid()):
-        raise _bad_bundle(folder, f"is owned by user {owner}")
-    if len(raw) > _MAX_CONFIG:
-        raise _bad_bundle(folder, f"has more than {_MAX_CONFIG} bytes")
-    try:
-        config = fastjson.loads(raw)
-        process = config.get("process") or {}
-        root, env, cwd = config["root"]["path"], tuple(process.get("env") or ()), process.get("cwd") or "/"
-        if not all(isinstance(text, str) for text in (root, cwd, *env)) or "\0" in root:
-            raise ValueError("texts that are none")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _bad_bundle(folder, f"makes no sense ({shown(str(error))})") from None
-    return Bundle(os.path.join(folder, root), env, cwd)
+def read_bundle(folder: str) -> Inside:
+    """Raises HostError VGPU-OCI-001."""
+    bundle = Bundle(folder)
+    spec, env = bundle.spec, bundle.env
+    bundle.close()
+    root, process = spec.get("root"), spec.get("process") or {}
+    path = root.get("path") if isinstance(root, dict) else None
+    cwd = process.get("cwd") or "/"
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise _bad_bundle(folder, f"names the root {shown(path)}")
+    if not isinstance(cwd, str):
+        raise _bad_bundle(folder, f"names the working folder {shown(cwd)}")
+    return Inside(os.path.join(folder, path), tuple(env), cwd)
 
 
 def _bad_bundle(folder: str, what: str) -> HostError:
-    return HostError(
-        "VGPU-OCI-001", f"{shown(folder + '/config.json', 200)} {what}", remedy="create the container again"
-    )
+    path = shown(f"{folder}/config.json", 200)
+    return HostError("VGPU-OCI-001", f"{path} {what}", remedy="create the container again")
 
 
 def _ended() -> ImageError:
@@ -148,7 +136,7 @@ def prestart(settings: Policy, state: State) -> None:
     audit.append(settings.log_dir, "arm", state.id, init=armed.init)
 
 
-def make_mounts(state: State, bundle: Bundle, plan: Plan, pidfd: int) -> None:
+def make_mounts(state: State, inside: Inside, plan: Plan, pidfd: int) -> None:
     """The plan, in the namespaces of the container's first process."""
     try:
         namespaces = Namespaces(state.pid)
@@ -168,27 +156,26 @@ def make_mounts(state: State, bundle: Bundle, plan: Plan, pidfd: int) -> None:
             mounts.clone(source)
 
     def work() -> None:
-        inside = sources
+        ready = sources
         namespaces.enter(user=unprivileged)
         if unprivileged:  # only in there may we mount; the host's files are still seen, as the root is not switched yet
-            inside = [mounts.reopen(source) for source in sources]
-            for source in inside:
+            ready = [mounts.reopen(source) for source in sources]
+            for source in ready:
                 mounts.clone(source)
-        _apply(bundle, plan, inside, host_devices)
+        _apply(inside, plan, ready, host_devices)
 
     run(work, _TIMEOUT_S)
 
 
-def _apply(bundle: Bundle, plan: Plan, sources: Sequence[mounts.Source], host_devices: frozenset[str]) -> None:
+def _apply(inside: Inside, plan: Plan, sources: Sequence[mounts.Source], host_devices: frozenset[str]) -> None:
     try:
-        root = os.open(bundle.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        root = os.open(inside.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise _bad_bundle(os.path.dirname(bundle.root), f"names a root that cannot be opened ({error.errno})") from None
+        raise _bad_bundle(os.path.dirname(inside.root), f"names a root that cannot be opened ({error.errno})") from None
     if os.path.samestat(os.fstat(root), os.stat("/")):
-        raise _bad_bundle(os.path.dirname(bundle.root), "names the host's own root")
-    inside_box = [mount.target for mount in plan.mounts if mount.where != "path"]
-    machine = os.uname().machine
-    found = preflight.check(RootView(root), plan.libraries, inside_box, bundle.env, bundle.cwd, machine)
+        raise _bad_bundle(os.path.dirname(inside.root), "names the host's own root")
+    names = [mount.target for mount in plan.mounts if mount.where != "path"]
+    found = preflight.check(RootView(root), plan.libraries, names, inside.env, inside.cwd, os.uname().machine)
     mounts.Container(root, host_devices).apply(sources, found, BOX)
 
 
