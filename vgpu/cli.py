@@ -18,7 +18,11 @@ from vgpu import __version__
 
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
-    help="Slices of GPUs for containers.", no_args_is_help=True, add_completion=False, context_settings=HELP
+    help="Slices of GPUs for containers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a bug's traceback is for a report, not for the terminal's width
+    context_settings=HELP,
 )
 configure_app = typer.Typer(help="Edit an engine's configuration.", no_args_is_help=True, context_settings=HELP)
 config_app = typer.Typer(help="The admin's policy, config.yaml.", no_args_is_help=True, context_settings=HELP)

@@ -11,7 +11,7 @@ from oci_hook.errors import HostError
 from runtime_config import files
 from runtime_config.engines import docker
 from runtime_config.files import ConfigFile
-from vgpu import output
+from vgpu import engine_docker, output
 
 WOULD_CHANGE = 2
 
@@ -40,18 +40,25 @@ class Change:
     """A file's text before and after. after: None deletes it.
 
     launcher: the runtime's path afterwards, None: no runtime.
-    drops_default: the running dockerd has vgpu as its default, and no key in the new file says otherwise.
+    undo: the running dockerd may still have what is no longer in the file. was_default: it had vgpu as its default.
     """
 
     file: ConfigFile
     before: str
     after: str | None
     launcher: str | None
-    drops_default: bool
+    undo: bool
+    was_default: bool = False
 
     @property
     def needed(self) -> bool:
         return bool(self.after) if self.file.data is None else self.after != self.before
+
+    @property
+    def needs_outspoken_reload(self) -> bool:
+        """Also when the file was undone before: dockerd may not know yet."""
+        after = self.after or ""
+        return self.undo and docker.outspoken(after, self.file.path) != after
 
     def diff(self) -> str:
         name = self.file.path
@@ -81,12 +88,12 @@ def plan(edit: Edit, prefix: str) -> Change:
     if not edit.undo:
         launcher = launcher_in(prefix)
         after = docker.add(before, launcher, set_default=edit.set_default, path=file.path)
-        return Change(file, before, after, launcher, drops_default=False)
+        return Change(file, before, after, launcher, undo=False)
     backup = files.read(file.backup_path)
     original = None if backup.data is None else files.decode(backup)
     undone = docker.remove(before, original, file.path)
-    was, now = docker.find(before, file.path), docker.find(undone or "", file.path)
-    return Change(file, before, undone, None, drops_default=was.is_default and now.default is None)
+    was_default = docker.find(before, file.path).is_default
+    return Change(file, before, undone, None, undo=True, was_default=was_default)
 
 
 def write(change: Change, edit: Edit) -> None:
@@ -112,66 +119,70 @@ def write(change: Change, edit: Edit) -> None:
 def run(edit: Edit, engine: Engine, prefix: str, *, as_json: bool) -> int:
     """The command. Returns the exit code: 0, or WOULD_CHANGE."""
     change = plan(edit, prefix)
-    changed = change.needed
-    result: dict[str, Any] = {"file": change.file.path, "changed": changed, "dry_run": edit.dry_run}
+    result: dict[str, Any] = {"file": change.file.path, "changed": change.needed, "dry_run": edit.dry_run}
     if edit.dry_run:
-        if as_json:
-            output.emit_json({**result, "diff": change.diff()})
-        elif changed:
-            print(change.diff(), end="")
-        else:
-            print(f"{change.file.path}: {_unchanged(edit)}")
-        return WOULD_CHANGE if changed else 0
-    if changed:
+        return _show(change, edit, result, as_json=as_json)
+    if change.needed:
         write(change, edit)
-    reloaded = engine.reload and _reload(change, engine)
+    if not as_json:
+        print(f"{change.file.path}: {'changed' if change.needed else _unchanged(edit)}", flush=True)
+    if engine.reload:
+        _reload(change, engine)
     if engine.verify:
-        _verify(change, engine)
+        engine_docker.verify(engine.host, docker.RUNTIME, change.launcher, wait=engine.reload)
     if as_json:
-        output.emit_json({**result, "launcher": change.launcher, "reloaded": reloaded, "verified": engine.verify})
-        return 0
-    print(f"{change.file.path}: {'changed' if changed else _unchanged(edit)}")
-    if engine.verify:
-        print(f"dockerd {'has no' if edit.undo else 'has the'} runtime {docker.RUNTIME}")
-    elif changed:
+        extra = {"launcher": change.launcher, "reloaded": engine.reload, "verified": engine.verify}
+        output.emit_json({**result, **extra})
+    elif engine.verify:
+        print(f"dockerd {'no longer has' if edit.undo else 'has'} the runtime {docker.RUNTIME}")
+    elif change.needed:
         _say_what_next(change, edit)
     return 0
+
+
+def _show(change: Change, edit: Edit, result: dict[str, Any], *, as_json: bool) -> int:
+    if as_json:
+        output.emit_json({**result, "diff": change.diff()})
+    elif change.needed:
+        print(change.diff(), end="")
+    else:
+        print(f"{change.file.path}: {_unchanged(edit)}")
+    return WOULD_CHANGE if change.needed else 0
 
 
 def _unchanged(edit: Edit) -> str:
     return f"nothing to do: the runtime {docker.RUNTIME} {'is not there' if edit.undo else 'is there already'}"
 
 
-def _reload(change: Change, engine: Engine) -> bool:
-    from vgpu import engine_docker
-
-    if change.drops_default and change.needed:
-        # dockerd keeps a default runtime whose key is gone: tell it runc first, then give the file its last form
-        final = files.read(change.file.path)
-        files.replace(final, docker.with_default(change.after or "", "runc", change.file.path).encode())
-        try:
-            engine_docker.reload(engine.host)
-            engine_docker.wait_for_default(engine.host, "runc")
-        finally:
-            interim = files.read(change.file.path)
-            if final.data is None:
-                files.remove(interim)
-            else:
-                files.replace(interim, final.data)
-    engine_docker.reload(engine.host)
-    return True
-
-
-def _verify(change: Change, engine: Engine) -> None:
-    from vgpu import engine_docker
-
-    engine_docker.verify(engine.host, docker.RUNTIME, change.launcher, wait=engine.reload)
+def _reload(change: Change, engine: Engine) -> None:
+    """Has dockerd read the file; where keys went, first one that says in so many words that they are gone."""
+    if not change.needs_outspoken_reload:
+        engine_docker.reload(engine.host)
+        return
+    final = files.read(change.file.path)
+    files.replace(final, docker.outspoken(change.after or "", change.file.path).encode())
+    try:
+        engine_docker.reload(engine.host)
+        engine_docker.verify(engine.host, docker.RUNTIME, None, wait=True)
+    finally:
+        interim = files.read(change.file.path)
+        if final.data is None:
+            files.remove(interim)
+        else:
+            files.replace(interim, final.data)
 
 
 def _say_what_next(change: Change, edit: Edit) -> None:
-    if change.drops_default:
-        output.message("vgpu: dockerd keeps vgpu as its default runtime until it restarts: systemctl restart docker")
+    if change.was_default and change.needs_outspoken_reload:
+        output.message(
+            "vgpu: do not reload dockerd as it is, 20.10 crashes when its default runtime is gone: "
+            "run vgpu configure docker --undo --reload, or restart it"
+        )
+    elif change.needs_outspoken_reload:
+        output.message(
+            "vgpu: dockerd forgets it when it restarts, or at once with vgpu configure docker --undo --reload"
+        )
     else:
-        output.message("vgpu: dockerd reads it at its next reload: systemctl reload docker (or run this with --reload)")
+        output.message("vgpu: dockerd reads it at its next reload: systemctl reload docker, or run this with --reload")
     if edit.undo:
         output.message("vgpu: containers that were created with the runtime vgpu can no longer start")

@@ -35,11 +35,20 @@ def info(host: str) -> dict[str, Any]:
         finally:
             client.close()
     except (DockerException, OSError, ValueError) as error:
-        why = shown(str(error).split("(")[-1].strip(")'\" ") or type(error).__name__, 120)
         raise _refuse(
-            f"dockerd at {host} cannot be asked: {why}", "start dockerd, or name its socket with -H"
-        ) from None
+            f"dockerd at {host} cannot be asked: {_why(error)}", "start it, or name its socket with -H"
+        ) from error
     return found
+
+
+def _why(error: BaseException) -> str:
+    """What the system said: libraries wrap it several times."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return inner.strerror.lower()
+        inner = inner.__cause__ or inner.__context__
+    return shown(str(error), 120)
 
 
 def verify(host: str, runtime: str, launcher: str | None, *, wait: bool) -> None:
@@ -59,15 +68,6 @@ def verify(host: str, runtime: str, launcher: str | None, *, wait: bool) -> None
     has = f"has no runtime {runtime}" if found is None else f"has the runtime {runtime} at {shown(found)}"
     remedy = "reload it: systemctl reload docker; see that it reads this file: systemctl cat docker, --config-file"
     raise _refuse(f"dockerd at {host} {has}", remedy)
-
-
-def wait_for_default(host: str, runtime: str) -> None:
-    """Waits until the daemon's default is `runtime`. Raises VGPU-CFG-004."""
-    deadline = time.monotonic() + _RELOAD_S
-    while info(host).get("DefaultRuntime") != runtime:
-        if time.monotonic() > deadline:
-            raise _refuse(f"dockerd at {host} keeps its default runtime", "restart it: systemctl restart docker")
-        time.sleep(0.1)
 
 
 def reload(host: str) -> None:

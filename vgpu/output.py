@@ -47,4 +47,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         shown.add_column(column, overflow="fold")
     for row in rows:
         shown.add_row(*map(printable, row))
-    console.print(shown)
+    with console.capture() as text:
+        console.print(shown)
+    for line in text.get().splitlines():
+        print(line.rstrip())

@@ -1,7 +1,8 @@
 """Docker's daemon.json: the runtime `vgpu`, and on request as the default. Pure: text in, text out.
 
-dockerd takes `runtimes` and `default-runtime` on SIGHUP. A `default-runtime` that is no longer in the file does not
-change the running daemon's default, though (seen with 20.10), so taking it out needs "runc" in its place or a restart.
+dockerd takes `runtimes` and `default-runtime` on SIGHUP. A key that is no longer in the file at all changes nothing in
+the running daemon, though (seen with 20.10): to take one out needs a restart, or one reload of an `outspoken` text.
+A plain reload after the default runtime has gone from `runtimes` ends 20.10 with a nil pointer.
 """
 
 from __future__ import annotations
@@ -100,6 +101,14 @@ def with_default(text: str, runtime: str, path: str = DEFAULT_PATH) -> str:
     if default is not None:
         return json_text.set_value(text, default, runtime)
     return json_text.insert(text, root, root, "default-runtime", runtime)
+
+
+def outspoken(text: str, path: str = DEFAULT_PATH) -> str:
+    """`text` for one reload: dockerd keeps what it has where a key is missing, so both are there. Raises as `find`."""
+    root = json_text.parse(text, path)
+    if root.get("runtimes") is None:
+        text = json_text.insert(text, root, root, "runtimes", {})
+    return text if find(text, path).default else with_default(text, "runc", path)
 
 
 def _only_ours_differs(text: str, original: str, found: Found, path: str) -> bool:
