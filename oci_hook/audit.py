@@ -50,6 +50,7 @@ def failure(state_dir: str, container: str, error: VgpuError) -> None:
     folder = f"{state_dir}/failures"
     temporary = f"{folder}/.new-{container}-{os.getpid()}"
     try:
+        os.makedirs(folder, 0o755, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(temporary, flags, 0o644)
         try:
