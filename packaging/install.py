@@ -69,7 +69,7 @@ def _refuse(message: str, remedy: str) -> VgpuError:
 
 
 def _built(folder: Path, target: str, pattern: str, mode: int = 0o644) -> Iterator[Item]:
-    found = sorted(path for path in folder.glob(pattern) if path.is_file())
+    found = sorted(path for path in folder.glob(pattern) if path.is_file() and not path.is_symlink())
     if not found:
         raise _refuse(f"{folder}/{pattern} has not been built", "run make build first")
     for path in found:
@@ -201,6 +201,7 @@ def _find_runtime() -> str:
 def install(prefix: Path, options: argparse.Namespace) -> None:
     """Everything or, where something is missing, nothing: all is read and compiled before the first file is written."""
     options.python = os.path.realpath(options.python)
+    _check_interpreter(options.build / "python", options.python)
     old = _manifest(prefix)
     wanted = [*items(prefix, options.build, options.cli_python, options.python), *configuration(prefix, options, old)]
     changed = [item.target for item in wanted if _put(prefix, item)]
@@ -210,20 +211,24 @@ def install(prefix: Path, options: argparse.Namespace) -> None:
     for target in old.keys() - new.keys():
         (prefix / target).unlink(missing_ok=True)
     _put(prefix, Item(MANIFEST, json.dumps({"schema": 1, "files": new}, indent=1).encode()))
-    _check_hot_path(prefix, options.python)
     if str(prefix) == SYSTEM_PREFIX and not os.path.lexists(SYSTEM_LINK):
         SYSTEM_LINK.parent.mkdir(mode=0o755, exist_ok=True)
         SYSTEM_LINK.symlink_to(prefix / CONFIG)
     print(f"{prefix}: {len(changed)} of {len(wanted)} files changed")
 
 
-def _check_hot_path(prefix: Path, python: str) -> None:
+def _check_interpreter(built: Path, python: str) -> None:
     """The interpreter that containers start with must be able to load what was built for it."""
-    code = f"import sys; sys.path.insert(0, {f'{prefix}/lib/vgpu/python'!r}); from oci_hook import _vgsys, errors"
-    done = subprocess.run([python, "-I", "-S", "-E", "-c", code], capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = done.stderr.strip().rpartition("\n")[2]
-        raise _refuse(f"{python} cannot load the hook: {reason}", "run make build again with that interpreter")
+    code = f"import sys; sys.path.insert(0, {str(built)!r}); import oci_hook._vgsys; print('good')"
+    try:
+        done = subprocess.run([python, "-I", "-S", "-E", "-c", code], capture_output=True, text=True, check=False)
+        reason = "" if done.stdout == "good\n" else done.stderr.strip().rpartition("\n")[2] or "it is no Python"
+    except OSError as error:
+        reason = error.strerror or "it cannot be started"
+    if reason:
+        raise _refuse(
+            f"{python} cannot load {built}: {reason}", "run make build with that interpreter, or name it with --python"
+        )
 
 
 def uninstall(prefix: Path) -> None:
