@@ -15,27 +15,31 @@ class Library:
     """One of the two libraries that we stand in for.
 
     key: part of file names and C names. result: C type of every function. missing, refused: codes for a function that
-    the driver does not have, and for one that we refuse.
+    the driver does not have, and for one that we refuse. reentrant: the driver's own calls arrive at our functions too.
     """
 
     key: str
     source: str
     header: str
+    include: str
     result: str
     missing: str
     refused: str
+    reentrant: bool
 
 
 CUDA = Library(
-    "cuda", "entry_points.yaml", "vgw_cuda.h", "CUresult", "CUDA_ERROR_NOT_FOUND", "vgw_refuse()"
+    "cuda", "entry_points.yaml", "vgw_cuda.h", "vgw_driver.h", "CUresult", "CUDA_ERROR_NOT_FOUND", "vgw_refuse()", False
 )  # fmt: skip
 NVML = Library(
     "nvml",
     "nvml_entry_points.yaml",
     "vgw_nvml.h",
+    "vgw_real.h",
     "nvmlReturn_t",
     "NVML_ERROR_FUNCTION_NOT_FOUND",
     "NVML_ERROR_NOT_SUPPORTED",
+    reentrant=True,
 )
 
 
@@ -65,7 +69,7 @@ def handlers_h(library: Library, rows: Sequence[Row]) -> str:
 def exports_c(library: Library, rows: Sequence[Row]) -> str:
     """The functions that we export, and the table of their names and addresses."""
     ours = [row for row in rows if row.ours]
-    out = [_HEAD.format(source=library.source) + f'#include "vgw_real.h"\n#include "{library.key}_handlers.h"\n']
+    out = [_HEAD.format(source=library.source) + f'#include "{library.include}"\n#include "{library.key}_handlers.h"\n']
     for row in ours:
         signature = f"{library.result} {row.name}({', '.join(row.args) or 'void'})"
         out.append(f"VGW_EXPORT {signature};\nVGW_EXPORT {signature}\n{{")
@@ -74,11 +78,15 @@ def exports_c(library: Library, rows: Sequence[Row]) -> str:
             out.append(f"    return {library.refused};\n}}\n")
         else:
             out.append(f"    vgw_fn_{row.handler} *real = (vgw_fn_{row.handler} *)vgw_real(VGW_AT_{row.name});")
+            if library.reentrant:
+                out.append("    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))")
+                out.append(f"        return real({', '.join(row.arg_names)});")
             call = f"vgw_{row.handler}({', '.join(('real', *row.arg_names))})"
             out.append(f"    return real == NULL ? {library.missing} : {call};\n}}\n")
     out.append("const struct vgw_wrapped vgw_wrapped[] = {")
     out += [f'    {{"{row.name}", (void *){row.name}}},' for row in ours]
-    out.append(f"}};\nconst unsigned vgw_wrapped_count = VGW_{library.key.upper()}_COUNT;")
+    count = f"VGW_{library.key.upper()}_COUNT"
+    out.append(f"}};\nvoid *vgw_real_table[{count}];\nconst unsigned vgw_wrapped_count = {count};")
     return "\n".join(out) + "\n"
 
 

@@ -6,6 +6,8 @@ VGW_EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device
 VGW_EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_v1_t *infos)
 {
     vgw_fn_nvml_processes_v1 *real = (vgw_fn_nvml_processes_v1 *)vgw_real(VGW_AT_nvmlDeviceGetComputeRunningProcesses);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(device, infoCount, infos);
     return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_processes_v1(real, device, infoCount, infos);
 }
 
@@ -13,6 +15,8 @@ VGW_EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v2(nvmlDevice_t dev
 VGW_EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v2(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_t *infos)
 {
     vgw_fn_nvml_processes *real = (vgw_fn_nvml_processes *)vgw_real(VGW_AT_nvmlDeviceGetComputeRunningProcesses_v2);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(device, infoCount, infos);
     return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_processes(real, device, infoCount, infos);
 }
 
@@ -20,6 +24,8 @@ VGW_EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t dev
 VGW_EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_t *infos)
 {
     vgw_fn_nvml_processes *real = (vgw_fn_nvml_processes *)vgw_real(VGW_AT_nvmlDeviceGetComputeRunningProcesses_v3);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(device, infoCount, infos);
     return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_processes(real, device, infoCount, infos);
 }
 
@@ -27,6 +33,8 @@ VGW_EXPORT nvmlReturn_t nvmlDeviceGetCount(unsigned int *deviceCount);
 VGW_EXPORT nvmlReturn_t nvmlDeviceGetCount(unsigned int *deviceCount)
 {
     vgw_fn_nvml_count *real = (vgw_fn_nvml_count *)vgw_real(VGW_AT_nvmlDeviceGetCount);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(deviceCount);
     return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_count(real, deviceCount);
 }
 
@@ -34,6 +42,8 @@ VGW_EXPORT nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *deviceCount);
 VGW_EXPORT nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *deviceCount)
 {
     vgw_fn_nvml_count *real = (vgw_fn_nvml_count *)vgw_real(VGW_AT_nvmlDeviceGetCount_v2);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(deviceCount);
     return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_count(real, deviceCount);
 }
 
@@ -41,6 +51,8 @@ VGW_EXPORT nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned int index, nvmlDevic
 VGW_EXPORT nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned int index, nvmlDevice_t *device)
 {
     vgw_fn_nvml_by_index *real = (vgw_fn_nvml_by_index *)vgw_real(VGW_AT_nvmlDeviceGetHandleByIndex);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(index, device);
     return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_by_index(real, index, device);
 }
 
@@ -48,6 +60,8 @@ VGW_EXPORT nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDe
 VGW_EXPORT nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device)
 {
     vgw_fn_nvml_by_index *real = (vgw_fn_nvml_by_index *)vgw_real(VGW_AT_nvmlDeviceGetHandleByIndex_v2);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(index, device);
     return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_by_index(real, index, device);
 }
 
@@ -55,6 +69,8 @@ VGW_EXPORT nvmlReturn_t nvmlDeviceGetHandleByPciBusId(const char *name, nvmlDevi
 VGW_EXPORT nvmlReturn_t nvmlDeviceGetHandleByPciBusId(const char *name, nvmlDevice_t *device)
 {
     vgw_fn_nvml_by_name *real = (vgw_fn_nvml_by_name *)vgw_real(VGW_AT_nvmlDeviceGetHandleByPciBusId);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(name, device);
     return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_by_name(real, name, device);
 }
 
@@ -62,6 +78,8 @@ VGW_EXPORT nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *name, nvmlD
 VGW_EXPORT nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *name, nvmlDevice_t *device)
 {
     vgw_fn_nvml_by_name *real = (vgw_fn_nvml_by_name *)vgw_real(VGW_AT_nvmlDeviceGetHandleByPciBusId_v2);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(name, device);
     return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_by_name(real, name, device);
 }
 
@@ -69,6 +87,8 @@ VGW_EXPORT nvmlReturn_t nvmlDeviceGetHandleBySerial(const char *name, nvmlDevice
 VGW_EXPORT nvmlReturn_t nvmlDeviceGetHandleBySerial(const char *name, nvmlDevice_t *device)
 {
     vgw_fn_nvml_by_name *real = (vgw_fn_nvml_by_name *)vgw_real(VGW_AT_nvmlDeviceGetHandleBySerial);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(name, device);
     return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_by_name(real, name, device);
 }
 
@@ -76,6 +96,8 @@ VGW_EXPORT nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *name, nvmlDevice_t
 VGW_EXPORT nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *name, nvmlDevice_t *device)
 {
     vgw_fn_nvml_by_name *real = (vgw_fn_nvml_by_name *)vgw_real(VGW_AT_nvmlDeviceGetHandleByUUID);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(name, device);
     return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_by_name(real, name, device);
 }
 
@@ -83,6 +105,8 @@ VGW_EXPORT nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *in
 VGW_EXPORT nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *index)
 {
     vgw_fn_nvml_index *real = (vgw_fn_nvml_index *)vgw_real(VGW_AT_nvmlDeviceGetIndex);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(device, index);
     return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_index(real, device, index);
 }
 
@@ -90,6 +114,8 @@ VGW_EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_
 VGW_EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory)
 {
     vgw_fn_nvml_memory *real = (vgw_fn_nvml_memory *)vgw_real(VGW_AT_nvmlDeviceGetMemoryInfo);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(device, memory);
     return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_memory(real, device, memory);
 }
 
@@ -97,6 +123,8 @@ VGW_EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemo
 VGW_EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t *memory)
 {
     vgw_fn_nvml_memory_v2 *real = (vgw_fn_nvml_memory_v2 *)vgw_real(VGW_AT_nvmlDeviceGetMemoryInfo_v2);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(device, memory);
     return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_memory_v2(real, device, memory);
 }
 
@@ -116,4 +144,5 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"nvmlDeviceGetMemoryInfo", (void *)nvmlDeviceGetMemoryInfo},
     {"nvmlDeviceGetMemoryInfo_v2", (void *)nvmlDeviceGetMemoryInfo_v2},
 };
+void *vgw_real_table[VGW_NVML_COUNT];
 const unsigned vgw_wrapped_count = VGW_NVML_COUNT;

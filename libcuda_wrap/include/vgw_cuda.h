@@ -1,7 +1,8 @@
-/* vgw_cuda.h - the part of the CUDA driver's binary interface that wrapper and simulated driver touch, so that neither needs cuda.h.
+/* vgw_cuda.h - the part of the CUDA driver's binary interface that wrapper and simulated driver touch, so that neither
+ * needs cuda.h.
  *
- * Names, values and layouts are the interface's own; tests/libcuda_wrap/test_cuda_abi.py compares them with cuda.h where there is one.
- * What is only handed through stays incomplete.
+ * Names, values and layouts are the interface's own; tests/libcuda_wrap/test_cuda_abi.py compares them with cuda.h
+ * where there is one. What is only handed through stays incomplete.
  */
 #ifndef VGW_CUDA_H
 #define VGW_CUDA_H
@@ -62,7 +63,7 @@ typedef struct CUgraph_st *CUgraph;
 typedef struct CUgraphNode_st *CUgraphNode;
 typedef struct CUextMemory_st *CUexternalMemory;
 
-#define CU_STREAM_LEGACY ((CUstream)0x1)
+#define CU_STREAM_LEGACY     ((CUstream)0x1)
 #define CU_STREAM_PER_THREAD ((CUstream)0x2)
 
 typedef struct CUuuid_st {
@@ -153,7 +154,7 @@ typedef enum {
     CU_AD_FORMAT_FLOAT = 0x20
 } CUarray_format;
 
-#define CUDA_ARRAY3D_SPARSE 0x40u
+#define CUDA_ARRAY3D_SPARSE           0x40u
 #define CUDA_ARRAY3D_DEFERRED_MAPPING 0x80u
 
 typedef struct CUDA_ARRAY_DESCRIPTOR_st {

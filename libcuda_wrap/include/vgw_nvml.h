@@ -1,4 +1,5 @@
-/* vgw_nvml.h - the part of NVML's binary interface that wrapper and simulated driver touch, so that neither needs nvml.h. */
+/* vgw_nvml.h - the part of NVML's binary interface that wrapper and simulated driver touch, so that neither needs
+ * nvml.h. */
 #ifndef VGW_NVML_H
 #define VGW_NVML_H
 

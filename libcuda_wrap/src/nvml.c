@@ -1,0 +1,253 @@
+/* nvml.c - NVML as the slice has it: its GPUs in its order, its memory, its processes.
+ *
+ * The driver's NVML calls its own functions through the dynamic linker, and so arrives here. Such a call must see the
+ * machine as it is: it is told from a program's by where it comes from, or by being inside one of ours.
+ */
+#define _GNU_SOURCE /* dl_iterate_phdr */
+#include <link.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "nvml_handlers.h"
+#include "vgw_ledger.h"
+#include "vgw_real.h"
+#include "vgw_region.h"
+
+#define NO_INSTANCE 0xffffffffu /* no MIG */
+#define INSIDE()    (inside || from_driver(__builtin_return_address(0)))
+
+static __thread bool inside; /* one of ours is calling the driver */
+static uintptr_t driver_start, driver_end;
+static nvmlReturn_t (*get_uuid)(nvmlDevice_t, char *, unsigned int);
+static nvmlReturn_t (*get_by_uuid)(const char *, nvmlDevice_t *);
+
+static int note_driver(struct dl_phdr_info *object, size_t size, void *symbol)
+{
+    (void)size;
+    for (unsigned at = 0; at < object->dlpi_phnum; at++) {
+        const ElfW(Phdr) *segment = &object->dlpi_phdr[at];
+        const uintptr_t start = object->dlpi_addr + segment->p_vaddr, end = start + segment->p_memsz;
+        if (segment->p_type == PT_LOAD && (segment->p_flags & PF_X) && (uintptr_t)symbol - start < end - start) {
+            driver_start = start;
+            driver_end = end;
+            return 1;
+        }
+    }
+    return 0;
+}
+
+void vgw_real_more(void *library)
+{
+    get_uuid = (__typeof__(get_uuid))vgw_real_symbol(library, "nvmlDeviceGetUUID");
+    get_by_uuid = (__typeof__(get_by_uuid))vgw_real_symbol(library, "nvmlDeviceGetHandleByUUID");
+    if (get_uuid != NULL)
+        dl_iterate_phdr(note_driver, (void *)get_uuid);
+}
+
+static bool from_driver(const void *caller)
+{
+    return (uintptr_t)caller - driver_start < driver_end - driver_start;
+}
+
+/* The slice's GPU that this device is. NVML_SUCCESS, or the error to answer. */
+static nvmlReturn_t gpu_of(nvmlDevice_t device, unsigned *gpu)
+{
+    char uuid[96];
+    if (!vgw_region_ready() || get_uuid == NULL)
+        return NVML_ERROR_OPERATING_SYSTEM; /* closed: no slice is known */
+    const nvmlReturn_t result = get_uuid(device, uuid, sizeof uuid);
+    if (result != NVML_SUCCESS)
+        return result;
+    const int found = vgw_gpu_by_uuid(uuid);
+    *gpu = (unsigned)found;
+    return found < 0 ? NVML_ERROR_NOT_FOUND : NVML_SUCCESS;
+}
+
+/* The slice's GPUs that the driver shows, in the slice's order. */
+static nvmlReturn_t devices(nvmlDevice_t *found, unsigned *count)
+{
+    if (!vgw_region_ready() || get_by_uuid == NULL)
+        return NVML_ERROR_OPERATING_SYSTEM; /* closed */
+    *count = 0;
+    for (unsigned gpu = 0; gpu < vgw_quota->gpu_count; gpu++) {
+        const nvmlReturn_t result = get_by_uuid(vgw_quota->gpus[gpu].uuid, &found[*count]);
+        if (result == NVML_SUCCESS)
+            ++*count;
+        else if (result != NVML_ERROR_NOT_FOUND && result != NVML_ERROR_INVALID_ARGUMENT)
+            return result;
+    }
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t vgw_nvml_count(vgw_fn_nvml_count *real, unsigned int *deviceCount)
+{
+    if (INSIDE())
+        return real(deviceCount);
+    nvmlDevice_t found[VGW_MAX_GPUS];
+    unsigned count = 0;
+    inside = true;
+    nvmlReturn_t result = real(deviceCount);
+    if (result == NVML_SUCCESS)
+        result = devices(found, &count);
+    inside = false;
+    if (result == NVML_SUCCESS)
+        *deviceCount = count;
+    return result;
+}
+
+nvmlReturn_t vgw_nvml_by_index(vgw_fn_nvml_by_index *real, unsigned int index, nvmlDevice_t *device)
+{
+    if (INSIDE() || device == NULL)
+        return real(index, device);
+    nvmlDevice_t found[VGW_MAX_GPUS];
+    unsigned count = 0;
+    inside = true;
+    const nvmlReturn_t result = devices(found, &count);
+    inside = false;
+    if (result != NVML_SUCCESS)
+        return result;
+    if (index >= count)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    *device = found[index];
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t vgw_nvml_by_name(vgw_fn_nvml_by_name *real, const char *name, nvmlDevice_t *device)
+{
+    if (INSIDE())
+        return real(name, device);
+    unsigned gpu;
+    inside = true;
+    nvmlReturn_t result = real(name, device);
+    if (result == NVML_SUCCESS)
+        result = gpu_of(*device, &gpu);
+    inside = false;
+    return result;
+}
+
+nvmlReturn_t vgw_nvml_index(vgw_fn_nvml_index *real, nvmlDevice_t device, unsigned int *index)
+{
+    if (INSIDE())
+        return real(device, index);
+    nvmlDevice_t found[VGW_MAX_GPUS];
+    unsigned count = 0;
+    inside = true;
+    nvmlReturn_t result = real(device, index);
+    if (result == NVML_SUCCESS)
+        result = devices(found, &count);
+    inside = false;
+    for (unsigned at = 0; result == NVML_SUCCESS && at < count; at++)
+        if (found[at] == device) {
+            *index = at;
+            return NVML_SUCCESS;
+        }
+    return result == NVML_SUCCESS ? NVML_ERROR_NOT_FOUND : result;
+}
+
+static unsigned long long smaller(unsigned long long one, unsigned long long other)
+{
+    return one < other ? one : other;
+}
+
+/* Replaces the machine's figures by the slice's. */
+static nvmlReturn_t slice_memory(nvmlDevice_t device, unsigned long long *total, unsigned long long *free,
+                                 unsigned long long *used)
+{
+    unsigned gpu;
+    const nvmlReturn_t result = gpu_of(device, &gpu);
+    if (result != NVML_SUCCESS)
+        return result;
+    vgw_reap(); /* a question for people: the answer should not have the dead in it */
+    *total = smaller(*total, __atomic_load_n(&vgw_quota->gpus[gpu].memory_bytes, __ATOMIC_RELAXED));
+    *used = smaller(*total, vgw_ledger_used(vgw_usage, gpu));
+    *free = *total - *used;
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t vgw_nvml_memory(vgw_fn_nvml_memory *real, nvmlDevice_t device, nvmlMemory_t *memory)
+{
+    if (INSIDE())
+        return real(device, memory);
+    inside = true;
+    nvmlReturn_t result = real(device, memory);
+    if (result == NVML_SUCCESS)
+        result = slice_memory(device, &memory->total, &memory->free, &memory->used);
+    inside = false;
+    return result;
+}
+
+nvmlReturn_t vgw_nvml_memory_v2(vgw_fn_nvml_memory_v2 *real, nvmlDevice_t device, nvmlMemory_v2_t *memory)
+{
+    if (INSIDE())
+        return real(device, memory);
+    inside = true;
+    nvmlReturn_t result = real(device, memory);
+    if (result == NVML_SUCCESS)
+        result = slice_memory(device, &memory->total, &memory->free, &memory->used);
+    if (result == NVML_SUCCESS)
+        memory->reserved = 0; /* the driver's own part is not taken from the slice */
+    inside = false;
+    return result;
+}
+
+/* The container's processes that hold memory on a GPU, by their pids in the container. infos: NULL only counts. */
+static unsigned processes(unsigned gpu, nvmlProcessInfo_t *infos, unsigned room)
+{
+    unsigned count = 0;
+    const uint32_t high = __atomic_load_n(&vgw_usage->slot_high, __ATOMIC_ACQUIRE);
+    for (unsigned slot = 0; slot < high && slot < VGW_MAX_SLOTS; slot++) {
+        const uint64_t held = vgw_ledger_held(vgw_usage, slot, gpu);
+        const uint64_t pid = __atomic_load_n(&vgw_usage->slots[slot].pid, __ATOMIC_ACQUIRE);
+        if (held == 0 || pid == 0)
+            continue;
+        if (count < room)
+            infos[count] = (nvmlProcessInfo_t){(unsigned)pid, held, NO_INSTANCE, NO_INSTANCE};
+        count++;
+    }
+    return count;
+}
+
+/* As NVML does it: *infoCount is the room, and gets the number; too little room is an error that says how much is
+ * needed. */
+static nvmlReturn_t list(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_t *infos, unsigned *count)
+{
+    unsigned gpu;
+    const nvmlReturn_t result = gpu_of(device, &gpu);
+    if (result != NVML_SUCCESS)
+        return result;
+    vgw_reap();
+    const unsigned room = infos == NULL ? 0 : *infoCount;
+    *infoCount = processes(gpu, infos, room);
+    *count = *infoCount;
+    return *infoCount > room ? NVML_ERROR_INSUFFICIENT_SIZE : NVML_SUCCESS;
+}
+
+nvmlReturn_t vgw_nvml_processes(vgw_fn_nvml_processes *real, nvmlDevice_t device, unsigned int *infoCount,
+                                nvmlProcessInfo_t *infos)
+{
+    unsigned count;
+    if (INSIDE() || infoCount == NULL)
+        return real(device, infoCount, infos);
+    inside = true;
+    const nvmlReturn_t result = list(device, infoCount, infos, &count);
+    inside = false;
+    return result;
+}
+
+nvmlReturn_t vgw_nvml_processes_v1(vgw_fn_nvml_processes_v1 *real, nvmlDevice_t device, unsigned int *infoCount,
+                                   nvmlProcessInfo_v1_t *infos)
+{
+    nvmlProcessInfo_t wide[VGW_MAX_SLOTS];
+    unsigned count = 0;
+    if (INSIDE() || infoCount == NULL)
+        return real(device, infoCount, infos);
+    if (infos != NULL && *infoCount > VGW_MAX_SLOTS)
+        *infoCount = VGW_MAX_SLOTS;
+    inside = true;
+    const nvmlReturn_t result = list(device, infoCount, infos == NULL ? NULL : wide, &count);
+    inside = false;
+    for (unsigned at = 0; infos != NULL && result == NVML_SUCCESS && at < count; at++)
+        infos[at] = (nvmlProcessInfo_v1_t){wide[at].pid, wide[at].usedGpuMemory};
+    return result;
+}

@@ -1,0 +1,61 @@
+/* vgw_driver.h - the driver's functions that the wrapper calls for itself, and where memory belongs. */
+#ifndef VGW_DRIVER_H
+#define VGW_DRIVER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "vgw_cuda.h"
+#include "vgw_real.h"
+
+struct vgw_driver { /* NULL where this driver does not have it */
+    CUresult (*cuArrayDestroy)(CUarray);
+    CUresult (*cuCtxGetCurrent)(CUcontext *);
+    CUresult (*cuCtxGetDevice)(CUdevice *);
+    CUresult (*cuCtxGetLimit)(size_t *, CUlimit);
+    CUresult (*cuCtxPopCurrent_v2)(CUcontext *);
+    CUresult (*cuCtxPushCurrent_v2)(CUcontext);
+    CUresult (*cuDeviceGet)(CUdevice *, int);
+    CUresult (*cuDeviceGetAttribute)(int *, CUdevice_attribute, CUdevice);
+    CUresult (*cuDeviceGetCount)(int *);
+    CUresult (*cuDeviceGetDefaultMemPool)(CUmemoryPool *, CUdevice);
+    CUresult (*cuDeviceGetUuid)(CUuuid *, CUdevice);
+    CUresult (*cuDeviceGetUuid_v2)(CUuuid *, CUdevice);
+    CUresult (*cuDevicePrimaryCtxGetState)(CUdevice, unsigned int *, int *);
+    CUresult (*cuMemFreeAsync)(CUdeviceptr, CUstream);
+    CUresult (*cuMemFree_v2)(CUdeviceptr);
+    CUresult (*cuMemGetAddressRange_v2)(CUdeviceptr *, size_t *, CUdeviceptr);
+    CUresult (*cuMemRelease)(CUmemGenericAllocationHandle);
+    CUresult (*cuMemUnmap)(CUdeviceptr, size_t);
+    CUresult (*cuMipmappedArrayDestroy)(CUmipmappedArray);
+    CUresult (*cuStreamGetCtx)(CUstream, CUcontext *);
+    CUresult (*cuStreamIsCapturing)(CUstream, CUstreamCaptureStatus *);
+};
+
+extern struct vgw_driver vgw_driver; /* filled before any handler runs */
+
+#define VGW_DEVICES_MAX 256 /* of CUdevice values: the driver numbers devices from 0 */
+
+struct vgw_place {
+    CUcontext context;
+    unsigned gpu; /* of the slice */
+};
+
+/* Finds out which of the driver's devices are the slice's; CUDA_SUCCESS from then on. */
+CUresult vgw_devices_ready(void);
+int vgw_device_count(void);
+CUdevice vgw_device_at(int ordinal);
+
+/* Whether the device is of the slice: CUDA_SUCCESS and its GPU, or the error to answer. */
+CUresult vgw_device_gpu(CUdevice device, unsigned *gpu);
+
+/* Where an allocation of this thread would go: the current context; or of a stream, which also must not be capturing.
+ */
+CUresult vgw_place_here(struct vgw_place *place);
+CUresult vgw_place_of_stream(CUstream stream, struct vgw_place *place);
+
+/* CUDA_ERROR_NOT_SUPPORTED, or what the driver answers before cuInit. */
+CUresult vgw_refuse(void);
+
+#endif

@@ -1,0 +1,41 @@
+/* vgw_region.h - this container's quota and usage files, and this process's slot in them.
+ *
+ * Everything is opened at first need: a program that links the library and never uses a GPU pays nothing.
+ * Locks, none held across a driver call: mapping, slot (region.c, slot.c), then one per GPU (slot.c).
+ */
+#ifndef VGW_REGION_H
+#define VGW_REGION_H
+
+#include <stdbool.h>
+
+#include "vgw_usage.h"
+
+#define VGW_VERSION (0u << 16 | 1u << 8 | 0u) /* major, minor, patch */
+
+extern const struct vgw_quota *vgw_quota; /* both valid once vgw_region_ready() has returned true */
+extern struct vgw_usage *vgw_usage;
+
+/* Maps both files. false: missing, truncated, or of another version; the caller then refuses (closed: no quota is
+ * known). */
+bool vgw_region_ready(void);
+
+/* Writes down that the quota is in force in this container, once. */
+void vgw_region_arm(void);
+
+/* Index of the slice's GPU with this UUID ("GPU-...", "MIG-..."), or -1. */
+int vgw_gpu_by_uuid(const char *uuid);
+
+/* Takes bytes from the quota of a GPU, after taking back what the dead hold if need be. false: no room, or no slot. */
+bool vgw_charge(unsigned gpu, uint64_t bytes);
+void vgw_refund(unsigned gpu, uint64_t bytes);
+
+/* Gives back what ended processes still hold; true if that was anything. */
+bool vgw_reap(void);
+
+/* As vgw_reap, where other processes hold something, and not more often than every 10 ms. */
+void vgw_reap_sometimes(unsigned gpu);
+
+/* In a child just forked: it starts without slot and with free locks. */
+void vgw_slot_forked(void);
+
+#endif

@@ -1,0 +1,128 @@
+/* vmm.c - physical memory by handle: cuMemCreate, and everything that keeps it.
+ *
+ * The memory goes with the last of its handle's references and its mappings, and the driver may give a released handle
+ * out again while the memory is still mapped. So handle and mappings both point to an object of ours, which counts them
+ * and has the bytes.
+ */
+#include "vgw_charge.h"
+
+#include "cuda_handlers.h"
+
+static uint64_t last_object;
+
+static void let_go(uint64_t object)
+{
+    struct vgw_entry entry;
+    if (vgw_table_count(VGW_OBJECT, object, -1, &entry) && entry.count == 0)
+        vgw_refund(entry.gpu, entry.bytes);
+}
+
+CUresult vgw_mem_create(vgw_fn_mem_create *real, CUmemGenericAllocationHandle *handle, size_t size,
+                        const CUmemAllocationProp *prop, unsigned long long flags)
+{
+    unsigned gpu;
+    if (handle == NULL || prop == NULL)
+        return real(handle, size, prop, flags);
+    const unsigned type = prop->location.type;
+    if (type == CU_MEM_LOCATION_TYPE_HOST || type == CU_MEM_LOCATION_TYPE_HOST_NUMA ||
+        type == CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT)
+        return real(handle, size, prop, flags);
+    CUresult result = vgw_devices_ready();
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (type != CU_MEM_LOCATION_TYPE_DEVICE)
+        return CUDA_ERROR_INVALID_VALUE; /* closed: a place that we do not know cannot be charged */
+    result = vgw_device_gpu(prop->location.id, &gpu);
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (!vgw_charge(gpu, size))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    result = real(handle, size, prop, flags);
+    const uint64_t object = __atomic_add_fetch(&last_object, 1, __ATOMIC_RELAXED);
+    if (result != CUDA_SUCCESS) {
+        vgw_refund(gpu, size);
+    } else if (!vgw_keep(VGW_OBJECT, object, size, 0, gpu)) {
+        vgw_driver.cuMemRelease(*handle);
+        vgw_refund(gpu, size);
+        result = CUDA_ERROR_OUT_OF_MEMORY;
+    } else if (!vgw_keep(VGW_HANDLE, *handle, 0, object, gpu)) {
+        vgw_driver.cuMemRelease(*handle);
+        let_go(object);
+        result = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    return result;
+}
+
+CUresult vgw_mem_release(vgw_fn_mem_release *real, CUmemGenericAllocationHandle handle)
+{
+    struct vgw_entry entry, old;
+    const bool known =
+        vgw_table_count(VGW_HANDLE, handle, -1, &entry); /* before the call: the handle may come back at once */
+    const CUresult result = real(handle);
+    if (known && result == CUDA_SUCCESS) {
+        let_go(entry.link);
+    } else if (known && !vgw_table_count(VGW_HANDLE, handle, 1, &old)) {
+        entry.count = 1;
+        vgw_table_put(&entry, &old);
+    }
+    return result;
+}
+
+CUresult vgw_mem_map(vgw_fn_mem_map *real, CUdeviceptr ptr, size_t size, size_t offset,
+                     CUmemGenericAllocationHandle handle, unsigned long long flags)
+{
+    struct vgw_entry entry, object;
+    if (!vgw_table_get(VGW_HANDLE, handle, &entry) || !vgw_table_count(VGW_OBJECT, entry.link, 1, &object))
+        return real(ptr, size, offset, handle, flags); /* host memory, or no handle at all */
+    CUresult result = real(ptr, size, offset, handle, flags);
+    if (result == CUDA_SUCCESS) {
+        const struct vgw_entry mapping = {
+            .key = ptr, .bytes = size, .link = entry.link, .count = 1, .kind = VGW_MAPPING, .gpu = entry.gpu};
+        struct vgw_entry old;
+        if (vgw_table_put(&mapping, &old))
+            return CUDA_SUCCESS;
+        vgw_driver.cuMemUnmap(ptr, size);
+        result = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    let_go(entry.link);
+    return result;
+}
+
+/* One call may end several mappings that lie side by side. */
+CUresult vgw_mem_unmap(vgw_fn_mem_unmap *real, CUdeviceptr ptr, size_t size)
+{
+    const CUresult result = real(ptr, size);
+    struct vgw_entry mapping;
+    for (CUdeviceptr at = ptr; result == CUDA_SUCCESS && at - ptr < size; at += mapping.bytes) {
+        if (!vgw_table_take(VGW_MAPPING, at, &mapping))
+            break;
+        let_go(mapping.link);
+    }
+    return result;
+}
+
+/* One more reference to the handle that is mapped at an address; it may be another handle than the first. */
+CUresult vgw_mem_retain(vgw_fn_mem_retain *real, CUmemGenericAllocationHandle *handle, void *addr)
+{
+    CUresult result = real(handle, addr);
+    if (result != CUDA_SUCCESS)
+        return result;
+    struct vgw_entry mapping, entry;
+    CUdeviceptr start = vgw_key(addr);
+    size_t size;
+    if (!vgw_table_get(VGW_MAPPING, start, &mapping)) {
+        if (vgw_driver.cuMemGetAddressRange_v2 == NULL ||
+            vgw_driver.cuMemGetAddressRange_v2(&start, &size, vgw_key(addr)) != CUDA_SUCCESS ||
+            !vgw_table_get(VGW_MAPPING, start, &mapping))
+            return CUDA_SUCCESS; /* host memory: none of ours */
+    }
+    if (!vgw_table_count(VGW_OBJECT, mapping.link, 1, &entry))
+        return CUDA_SUCCESS;
+    if (!vgw_table_count(VGW_HANDLE, *handle, 1, &entry) &&
+        !vgw_keep(VGW_HANDLE, *handle, 0, mapping.link, mapping.gpu)) {
+        vgw_driver.cuMemRelease(*handle);
+        let_go(mapping.link);
+        result = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    return result;
+}
