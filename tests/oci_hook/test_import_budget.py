@@ -11,14 +11,26 @@ from start_path import PYTHON, Installed, install
 # every module that the interpreter has loaded when the shim has done its work
 ALLOWED = {
     # of the interpreter's own start
-    "__main__", "_codecs", "_frozen_importlib", "_frozen_importlib_external", "_imp", "_io", "_signal", "_thread", "_warnings",
-    "_weakref", "abc", "_abc", "builtins", "codecs", "encodings", "encodings.aliases", "encodings.utf_8", "io", "marshal", "sys",
-    "zipimport", "encodings.ascii", "encodings.latin_1",
+    "__main__", "_codecs", "_frozen_importlib", "_frozen_importlib_external", "_imp", "_io", "_signal", "_thread",
+    "_warnings", "_weakref", "abc", "_abc", "builtins", "codecs", "encodings", "encodings.aliases", "encodings.utf_8",
+    "io", "marshal", "sys", "zipimport", "encodings.ascii", "encodings.latin_1",
     # ours
-    "__future__", "os", "os.path", "posix", "posixpath", "genericpath", "stat", "_stat", "_collections_abc", "time", "fcntl", "struct",
-    "_struct", "_json",
+    "__future__", "os", "os.path", "posix", "posixpath", "genericpath", "stat", "_stat", "_collections_abc", "time",
+    "fcntl", "struct", "_struct", "_json",
 }  # fmt: skip
-FORBIDDEN = {"json", "re", "dataclasses", "typing", "enum", "logging", "argparse", "pathlib", "subprocess", "ctypes", "contextlib"}
+FORBIDDEN = {
+    "json",
+    "re",
+    "dataclasses",
+    "typing",
+    "enum",
+    "logging",
+    "argparse",
+    "pathlib",
+    "subprocess",
+    "ctypes",
+    "contextlib",
+}
 
 PROBE = """
 import sys
@@ -44,7 +56,18 @@ def loaded(vgpu: Installed) -> set[str]:
     python = f"{vgpu.policy.prefix}/lib/vgpu/python"
     policy = f"{vgpu.policy.prefix}/etc/policy.json"
     command = [PYTHON, "-I", "-S", "-E", "-c", PROBE, python, "--policy", policy, "--runtime", str(vgpu.runc)]
-    command += ["--bundle", str(vgpu.bundle), "--config", "config.json", "--id", "x1", "--log", "", "--log-format", "json"]
+    command += [
+        "--bundle",
+        str(vgpu.bundle),
+        "--config",
+        "config.json",
+        "--id",
+        "x1",
+        "--log",
+        "",
+        "--log-format",
+        "json",
+    ]
     done = subprocess.run([*command, "--", "create"], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())

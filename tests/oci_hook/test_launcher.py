@@ -52,7 +52,7 @@ def test_every_other_call_becomes_runc_word_for_word(no_shim: Installed, words: 
 
 
 def test_a_create_that_asks_for_nothing_becomes_runc_and_touches_nothing(no_shim: Installed) -> None:
-    before = no_shim.write_config(labels={"maintainer": "<a&b>\t\"x\""}, env=["A=<&>", 'B="\\\\"'])
+    before = no_shim.write_config(labels={"maintainer": '<a&b>\t"x"'}, env=["A=<&>", 'B="\\\\"'])
     (no_shim.bundle / "config.json").write_bytes(before)
     found = os.stat(no_shim.bundle / "config.json")
     assert no_shim.create().returncode == 0

@@ -69,7 +69,8 @@ def test_count_gives_each_gpu_the_same() -> None:
 BAD_MEMORY = {
     "VGPU-REQ-001": ["-1", "4", "4GB", "1e999", "0x10", "inf", "", " 8GiB", "8GiB ", "08GiB", "0GiB", "1.5GiB", "8gib",
                      "+1GiB", "1_0GiB", "0%", "101%", "%", "MiB", "9999999GiB", "$(id)", "nan"],
-    "VGPU-REQ-005": ["８GiB", "8GiB\0", '4096\n"}],"x":{"', "9" * (1 << 20) + "GiB", "8GiB\x1b[2J", "\ud8008GiB", "٨GiB"],
+    "VGPU-REQ-005": ["８GiB", "8GiB\0", '4096\n"}],"x":{"', "9" * (1 << 20) + "GiB", "8GiB\x1b[2J", "\ud8008GiB",
+                     "٨GiB"],
 }  # fmt: skip
 
 
@@ -148,7 +149,10 @@ def test_a_choice_or_device_that_does_not_exist(name: str, text: str, code: str)
 
 def test_a_stronger_source_wins_setting_by_setting() -> None:
     request = parse(
-        {"vgpu.memory": "1GiB"}, {"vgpu.memory": "2GiB", "vgpu.cores": "20"}, ["VGPU_CORES=30", "VGPU_PRIORITY=low"], ALL
+        {"vgpu.memory": "1GiB"},
+        {"vgpu.memory": "2GiB", "vgpu.cores": "20"},
+        ["VGPU_CORES=30", "VGPU_PRIORITY=low"],
+        ALL,
     )
     assert request is not None
     assert request.asks == (Ask(memory_bytes=GIB, cores_percent=20),)

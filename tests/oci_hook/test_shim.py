@@ -83,7 +83,7 @@ def test_config_json_gets_hooks_and_annotations_and_keeps_the_rest(vgpu: Install
     assert annotations == LABELS
     before.pop("hooks")
     assert after == before
-    assert list(after) == [key for key in before]
+    assert list(after) == list(before)
 
 
 def test_mode_and_owner_of_config_json_stay(vgpu: Installed) -> None:
@@ -311,7 +311,9 @@ def test_a_stale_inventory_is_made_anew_once(vgpu: Installed) -> None:
     assert "vgpu inventory --refresh" in refused(vgpu, "VGPU-HOST-002", 5)
     command = vgpu.base / "vgpu"  # the operator's command, as far as the shim uses it
     (vgpu.base / "fresh.json").write_text(fresh)
-    command.write_text(f'#!/bin/sh\n[ "$*" = "inventory --refresh" ] && cp {vgpu.base}/fresh.json {vgpu.state}/inventory.json\n')
+    command.write_text(
+        f'#!/bin/sh\n[ "$*" = "inventory --refresh" ] && cp {vgpu.base}/fresh.json {vgpu.state}/inventory.json\n'
+    )
     vgpu.set_policy(vgpu_command=str(command))
     refused(vgpu, "VGPU-HOST-002", 5)  # it cannot be executed
     command.chmod(0o755)
