@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_refused_with_the_reason_of_each_gpu(vgpu: Vgpu, c_
         ("no-libdl", "VGPU-DEP-001", "libdl.so.2"),
         ("old-glibc", "VGPU-DEP-002", "libc.so.6"),
         ("musl", "VGPU-DEP-003", "musl"),
-        ("no-glibc", "VGPU-DEP-004", "glibc"),
+        ("no-glibc", "VGPU-DEP-004", "libc.so.6"),
     ],
 )
 def test_an_image_in_which_the_driver_cannot_load_is_refused(
