@@ -15,7 +15,6 @@
 #include "vgw_region.h"
 
 #define NO_INSTANCE 0xffffffffu /* no MIG */
-#define INSIDE()    (inside || from_driver(__builtin_return_address(0)))
 
 static __thread bool inside; /* one of ours is calling the driver */
 static uintptr_t driver_start, driver_end;
@@ -45,9 +44,9 @@ void vgw_real_more(void *library)
         dl_iterate_phdr(note_driver, (void *)get_uuid);
 }
 
-static bool from_driver(const void *caller)
+bool vgw_by_driver(const void *caller)
 {
-    return (uintptr_t)caller - driver_start < driver_end - driver_start;
+    return inside || (uintptr_t)caller - driver_start < driver_end - driver_start;
 }
 
 /* The slice's GPU that this device is. NVML_SUCCESS, or the error to answer. */
@@ -82,8 +81,6 @@ static nvmlReturn_t devices(nvmlDevice_t *found, unsigned *count)
 
 nvmlReturn_t vgw_nvml_count(vgw_fn_nvml_count *real, unsigned int *deviceCount)
 {
-    if (INSIDE())
-        return real(deviceCount);
     nvmlDevice_t found[VGW_MAX_GPUS];
     unsigned count = 0;
     inside = true;
@@ -98,7 +95,7 @@ nvmlReturn_t vgw_nvml_count(vgw_fn_nvml_count *real, unsigned int *deviceCount)
 
 nvmlReturn_t vgw_nvml_by_index(vgw_fn_nvml_by_index *real, unsigned int index, nvmlDevice_t *device)
 {
-    if (INSIDE() || device == NULL)
+    if (device == NULL)
         return real(index, device);
     nvmlDevice_t found[VGW_MAX_GPUS];
     unsigned count = 0;
@@ -115,8 +112,6 @@ nvmlReturn_t vgw_nvml_by_index(vgw_fn_nvml_by_index *real, unsigned int index, n
 
 nvmlReturn_t vgw_nvml_by_name(vgw_fn_nvml_by_name *real, const char *name, nvmlDevice_t *device)
 {
-    if (INSIDE())
-        return real(name, device);
     unsigned gpu;
     inside = true;
     nvmlReturn_t result = real(name, device);
@@ -128,8 +123,6 @@ nvmlReturn_t vgw_nvml_by_name(vgw_fn_nvml_by_name *real, const char *name, nvmlD
 
 nvmlReturn_t vgw_nvml_index(vgw_fn_nvml_index *real, nvmlDevice_t device, unsigned int *index)
 {
-    if (INSIDE())
-        return real(device, index);
     nvmlDevice_t found[VGW_MAX_GPUS];
     unsigned count = 0;
     inside = true;
@@ -167,8 +160,6 @@ static nvmlReturn_t slice_memory(nvmlDevice_t device, unsigned long long *total,
 
 nvmlReturn_t vgw_nvml_memory(vgw_fn_nvml_memory *real, nvmlDevice_t device, nvmlMemory_t *memory)
 {
-    if (INSIDE())
-        return real(device, memory);
     inside = true;
     nvmlReturn_t result = real(device, memory);
     if (result == NVML_SUCCESS)
@@ -179,8 +170,6 @@ nvmlReturn_t vgw_nvml_memory(vgw_fn_nvml_memory *real, nvmlDevice_t device, nvml
 
 nvmlReturn_t vgw_nvml_memory_v2(vgw_fn_nvml_memory_v2 *real, nvmlDevice_t device, nvmlMemory_v2_t *memory)
 {
-    if (INSIDE())
-        return real(device, memory);
     inside = true;
     nvmlReturn_t result = real(device, memory);
     if (result == NVML_SUCCESS)
@@ -227,7 +216,7 @@ nvmlReturn_t vgw_nvml_processes(vgw_fn_nvml_processes *real, nvmlDevice_t device
                                 nvmlProcessInfo_t *infos)
 {
     unsigned count;
-    if (INSIDE() || infoCount == NULL)
+    if (infoCount == NULL)
         return real(device, infoCount, infos);
     inside = true;
     const nvmlReturn_t result = list(device, infoCount, infos, &count);
@@ -240,7 +229,7 @@ nvmlReturn_t vgw_nvml_processes_v1(vgw_fn_nvml_processes_v1 *real, nvmlDevice_t 
 {
     nvmlProcessInfo_t wide[VGW_MAX_SLOTS];
     unsigned count = 0;
-    if (INSIDE() || infoCount == NULL)
+    if (infoCount == NULL)
         return real(device, infoCount, infos);
     if (infos != NULL && *infoCount > VGW_MAX_SLOTS)
         *infoCount = VGW_MAX_SLOTS;

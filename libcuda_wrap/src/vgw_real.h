@@ -27,6 +27,9 @@ void vgw_real_more(void *library);
 /* Ours, if `real` is the driver's address of a function that we wrap; else `real`. */
 void *vgw_real_swap(void *real);
 
+/* NVML only: whether a call comes from the driver itself, which must see the machine as it is. */
+bool vgw_by_driver(const void *caller);
+
 /* pthread_atfork for a child's handler. The function of that name is no longer exported by newer libraries; this one
  * always is. */
 int __register_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void), void *library);
