@@ -13,9 +13,9 @@
 #define VGW_BOX "/usr/lib/vgpu" /* our folder in the container; tests build with another */
 #endif
 
-#define VGW_QUOTA_MAGIC 0x51574756u /* "VGWQ" */
+#define VGW_QUOTA_MAGIC   0x51574756u /* "VGWQ" */
 #define VGW_QUOTA_VERSION 1u
-#define VGW_MAX_GPUS 16u
+#define VGW_MAX_GPUS      16u
 
 #define VGW_FLAG_SOFT 1u /* idle time of neighbours may be used */
 

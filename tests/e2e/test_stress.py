@@ -106,7 +106,7 @@ def test_kill_at_any_moment_and_the_next_start_gets_everything(
 
 
 def kill_first_process(pid: int) -> None:
-    """As a power cut for this one container: no delete, no poststop. pid: as the runtime's state has it, 0 when it ended;
+    """As a power cut for this one container: no delete, no poststop. pid: as the runtime's state has it, 0: ended;
     a runtime that was killed may not have written its pid file."""
     if pid:
         bundle.kill(pid)
