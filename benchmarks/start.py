@@ -1,8 +1,8 @@
 """What a container's start costs: plain runc, our launcher when nothing is asked, and a full slice. `make bench`.
 
-The three run in turn, in a new order each round, so that what else the machine does falls on all of them alike. A start is
-`create` and `start`, as an engine calls them; a life adds the program, `true`, and `delete`. The GPU is simulated, which
-changes nothing here: what is mounted are files either way. Results are printed and written as JSON.
+The three run in turn, in a new order each round, so that what else the machine does falls on all of them alike. A start
+is `create` and `start`, as an engine calls them; a life adds the program, `true`, and `delete`. The GPU is simulated,
+which changes nothing here: what is mounted are files either way. Results are printed and written as JSON.
 """
 
 from __future__ import annotations
