@@ -138,8 +138,8 @@ class Bundle:
 
     def write(self) -> None:
         """Replace config.json in one step. Raises HostError VGPU-OCI-001."""
-        data = fastjson.dumps(self.spec).encode()
         try:
+            data = fastjson.dumps(self.spec).encode()
             _unlink(_TEMPORARY, self._folder)  # of a start that was killed
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(_TEMPORARY, flags, 0o600, dir_fd=self._folder)
@@ -151,7 +151,7 @@ class Bundle:
             finally:
                 os.close(descriptor)
             os.rename(_TEMPORARY, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
-        except OSError as error:
+        except (OSError, ValueError, RecursionError) as error:  # a number too large for JSON, or nested too deep
             _unlink(_TEMPORARY, self._folder)
             raise self._refuse(f"it cannot be written: {_why(error)}") from error
 

@@ -109,8 +109,7 @@ class Ledger:
     def __enter__(self) -> Ledger:
         try:
             prepare(self.state_dir)
-            self._lock = os.open(f"{self.state_dir}/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            self._wait()
+            self._take_lock()
             self._containers = os.open(f"{self.state_dir}/containers", _DIRECTORY)
             self._clear_leftovers()
         except OSError as error:
@@ -218,6 +217,18 @@ class Ledger:
             f"container {shown(container)} already has a slice, and its process still runs",
             remedy=f"delete that container first; its entry is {self.state_dir}/containers/{container}",
         )
+
+    def _take_lock(self) -> None:
+        path, flags = f"{self.state_dir}/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        while True:
+            self._lock = os.open(path, flags, 0o600)
+            self._wait()
+            try:
+                if os.path.samestat(os.fstat(self._lock), os.stat(path)):
+                    return
+            except FileNotFoundError:
+                pass
+            os.close(self._lock)  # someone cleared the folder meanwhile: others lock another file by now
 
     def _wait(self) -> None:
         pause, until = 0.0005, time.monotonic() + self.timeout_s

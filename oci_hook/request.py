@@ -126,10 +126,14 @@ def _variables(variables: Mapping[str, str]) -> Layer:
         if name in known:
             setting = known[name]
             layer[setting] = Given(name, text, "env", _READERS[setting.partition(".")[0]])
-        elif name.startswith("VGPU_") and nearest(name, known)[1] <= 2:
+        elif name.startswith("VGPU_") and (nearest(name, known)[1] <= 2 or _begins_one(name, known)):
             # a slip of the pen; other programs' VGPU_ variables are no business of ours
             raise _unknown(name, "env", known)
     return layer
+
+
+def _begins_one(name: str, known: Iterable[str]) -> bool:
+    return len(name) > 6 and any(candidate.startswith(name) for candidate in known)
 
 
 def _foreign(variables: Mapping[str, str]) -> list[Layer]:

@@ -8,6 +8,7 @@ The launcher (launcher/call.c) has read the engine's arguments; they are read in
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import sys
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     """Returns only on failure: 3 to 6, and 2 for a command line that no launcher wrote."""
     call = _call(argv)
     if call is None:
-        os.write(2, b"usage: vgpu_shim.py is started by vgpu-runtime; it is no command for people\n")
+        _write(2, "usage: vgpu_shim.py is started by vgpu-runtime; it is no command for people")
         return 2
     try:
         given = _slice(call)
@@ -72,7 +73,7 @@ def _slice(call: Call) -> Policy | None:
         raise HostError(
             "VGPU-OCI-003",
             f"the container's id is {shown(call.id)}",
-            remedy="use an id of letters, digits and _.+- that does not begin with a dot",
+            remedy=f"use an id of at most {ledger.MAX_ID} letters, digits and _.+- that does not begin with a dot",
         )
     bundle = Bundle(call.bundle, call.config)
     docker = bundle.docker(call.id)
@@ -164,7 +165,13 @@ def _inventory(settings: Policy) -> Inventory:
     except HostError as error:
         if error.code != "VGPU-HOST-002" or not settings.vgpu_command.startswith("/"):
             raise
-    _refresh(settings)
+    ledger.prepare(settings.state_dir)
+    with open(f"{settings.state_dir}/inventory.lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # after a boot many start at once: one scans, the others wait for it
+        try:
+            return inventory.load(settings)
+        except HostError:
+            _refresh(settings)
     return inventory.load(settings)
 
 
@@ -176,10 +183,9 @@ def _refresh(settings: Policy) -> None:
         "LC_ALL": "C.UTF-8",
         "VGPU_CONFIG": f"{settings.prefix}/etc/config.yaml",
     }
+    quiet = [(os.POSIX_SPAWN_OPEN, descriptor, "/dev/null", os.O_RDWR, 0) for descriptor in range(3)]
     try:
-        pid = os.posix_spawn(
-            command[0], command, env, file_actions=[(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
-        )
+        pid = os.posix_spawn(command[0], command, env, file_actions=quiet)
     except OSError:
         return  # the second load says what is wrong, and what to do
     until = time.monotonic() + _REFRESH_TIMEOUT_S
@@ -233,21 +239,24 @@ def _call(argv: Sequence[str]) -> Call | None:
 
 
 def _tell(call: Call, line: str) -> None:
-    """To standard error, and to the runtime's log: that one is what the engine shows."""
-    text = line.encode("utf-8", "backslashreplace").decode("utf-8")
-    os.write(2, text.encode() + b"\n")
-    if not call.log:
-        return
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    quoted = fastjson.dumps(text)
-    entry = f'level=error msg={quoted} time="{now}"'
-    if call.log_format == "json":
-        entry = f'{{"level":"error","msg":{quoted},"time":"{now}"}}'
-    try:
-        descriptor = os.open(call.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """To the runtime's log, which is what the engine shows, and to standard error."""
+    text = line.encode("utf-8", "backslashreplace").decode()
+    if call.log:
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        quoted = fastjson.dumps(text)
+        entry = f'level=error msg={quoted} time="{now}"'
+        if call.log_format == "json":
+            entry = f'{{"level":"error","msg":{quoted},"time":"{now}"}}'
         try:
-            os.write(descriptor, entry.encode() + b"\n")
-        finally:
-            os.close(descriptor)
+            descriptor = os.open(call.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError:
+            descriptor = -1  # standard error has it
+        _write(descriptor, entry)
+    _write(2, text)
+
+
+def _write(descriptor: int, line: str) -> None:
+    try:
+        os.write(descriptor, line.encode() + b"\n")
     except OSError:
-        pass  # standard error has it
+        return  # nobody listens; the exit code still says that it failed

@@ -33,10 +33,8 @@ static void put(int descriptor, const char *text)
 _Noreturn void refuse(const struct call *call, const char *code, const char *message, const char *remedy)
 {
     char line[8192], safe[2 * sizeof line], entry[sizeof safe + 128], now[32] = "";
-    snprintf(line, sizeof line, "vgpu: %s: %s; to mend it: %s", code, message, remedy);
+    snprintf(line, sizeof line - 1, "vgpu: %s: %s; to mend it: %s", code, message, remedy);
     escape(line, safe, sizeof safe);
-    put(STDERR_FILENO, line);
-    put(STDERR_FILENO, "\n");
     const int log = call->log[0] == '\0' ? -1 : open(call->log, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
     if (log >= 0) { /* the engine shows this one, not our standard error */
         const time_t seconds = time(NULL);
@@ -48,5 +46,6 @@ _Noreturn void refuse(const struct call *call, const char *code, const char *mes
         snprintf(entry, sizeof entry, format, safe, now);
         put(log, entry);
     }
+    put(STDERR_FILENO, strcat(line, "\n")); /* last: it may be a pipe that nobody reads any more */
     exit(EXIT_HOST);
 }

@@ -1,4 +1,4 @@
-"""A prefix with launcher, shim and policy, two GPUs in its inventory, and a stand-in for runc that says how it is called."""
+"""A prefix with launcher, shim and policy, two simulated GPUs, and a stand-in for runc that says how it is called."""
 
 from __future__ import annotations
 

@@ -218,6 +218,23 @@ def test_a_lock_that_is_held_for_ever_is_told(tmp_path: Path) -> None:
     assert "has been held" in str(caught.value)
 
 
+def test_a_lock_file_that_was_removed_meanwhile_is_not_taken_for_the_lock(tmp_path: Path) -> None:
+    """Who waited on a file that is gone must lock the one that others lock by then."""
+
+    def waits() -> None:
+        time.sleep(0.1)
+        with ledger.Ledger(str(tmp_path), timeout_s=5):
+            now = (tmp_path / "lock").stat().st_ino
+            links = Path("/proc/self/fd").iterdir()
+            assert now in {os.stat(link).st_ino for link in links if link.exists()}
+
+    child = in_child(waits)
+    with ledger.Ledger(str(tmp_path)):
+        time.sleep(0.3)
+        (tmp_path / "lock").unlink()
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_a_full_file_system_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")

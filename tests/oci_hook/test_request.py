@@ -110,7 +110,8 @@ def test_a_misspelt_name_is_refused_and_the_nearest_one_shown(name: str, guess: 
 
 
 def test_a_misspelt_variable_is_refused_but_not_somebody_elses() -> None:
-    assert refused({}, "VGPU_MEMROY=8GiB").code == "VGPU-REQ-003"
+    for name in ("VGPU_MEMROY", "VGPU_MEM", "VGPU_CORE", "VGPU_DEVICE"):
+        assert refused({}, f"{name}=8GiB").code == "VGPU-REQ-003"
     assert ask({}, "VGPU_CONFIG=/x", "VGPU_SIM_FAULT=lost", "VGPU_LAUNCHER_DEPTH=1") is None
 
 

@@ -225,6 +225,8 @@ CONFIGS: list[tuple[bytes, str]] = [
     (b'{"annotations":{"vgpu.memory":"8GiB"},"process":{"env":[1]}}', "VGPU-OCI-001"),
     (b'{"annotations":{"vgpu.memory":"8GiB"}', "VGPU-OCI-001"),
     (b"vgpu." + b"[" * 100_000, "VGPU-OCI-001"),
+    (b'{"annotations":{"vgpu.memory":"8GiB"},"x":1e999}', "VGPU-OCI-001"),
+    (b'{"annotations":{"vgpu.memory":"8GiB"},"x":"\xff"}', "VGPU-OCI-001"),
     (b'{"annotations":{"vgpu.memory":"8GiB"}}', ""),  # no process, no linux, no mounts
     (b'{"annotations":{"vgpu.memory":"8GiB"},"process":null,"linux":null,"hooks":null}', ""),
 ]
