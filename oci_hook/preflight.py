@@ -55,7 +55,24 @@ class Found:
 
 
 @dataclass(frozen=True)
-class _Problem:
+class Provider:
+    """A library of the image."""
+
+    path: str
+    elf: Elf
+
+    def folders(self) -> tuple[str, ...]:
+        """Where it wants its own libraries to be looked for first."""
+        folders = self.expanded(self.elf.runpath or self.elf.rpath).split(":")
+        return tuple(folder for folder in folders if folder.startswith("/"))
+
+    def expanded(self, text: str) -> str:
+        origin = os.path.dirname(self.path)
+        return text.replace("${ORIGIN}", origin).replace("$ORIGIN", origin)
+
+
+@dataclass(frozen=True)
+class Problem:
     code: str
     text: str
     remedy: str
@@ -67,7 +84,7 @@ def default_folders(machine: int) -> tuple[str, ...]:
     return (f"/lib/{triplet}", f"/usr/lib/{triplet}", "/lib64", "/usr/lib64", "/lib", "/usr/lib")
 
 
-class _Image:
+class Image:
     """The image as its own loader sees it."""
 
     def __init__(self, root: RootView, machine: int) -> None:
@@ -76,7 +93,7 @@ class _Image:
         self.cache = root.loader_cache(machine)
         self.folders = default_folders(machine)
         self.libdir = self._find_libdir()
-        self.known: dict[str, Elf | None] = {}
+        self.known: dict[str, Provider | None] = {}
 
     def _find_libdir(self) -> str:
         wrong = ""
@@ -106,21 +123,29 @@ class _Image:
             remedy=f"use an image with glibc for {name}, such as debian:stable-slim",
         )
 
-    def provider(self, soname: str) -> Elf | None:
-        """The library that the loader would take, None if there is none. A file that it would refuse is none."""
+    def provider(self, soname: str, first: Sequence[str]) -> Provider | None:
+        """The library that the loader would take, None if there is none. A file that it would refuse is none.
+
+        first: the folders that whoever needs it names; as in the loader, the first who asks decides for all.
+        """
         if soname not in self.known:
-            self.known[soname] = self._search(soname) if "/" not in soname else None
+            self.known[soname] = self._search(soname, first)
         return self.known[soname]
 
-    def _search(self, soname: str) -> Elf | None:
-        folders = (self.libdir, *self.folders)
-        for path in (*self.cache.get(soname, ()), *(f"{folder}/{soname}" for folder in folders)):
+    def _search(self, soname: str, first: Sequence[str]) -> Provider | None:
+        if "/" in soname:
+            paths = [soname]
+        else:
+            named = (f"{folder}/{soname}" for folder in first)
+            usual = (f"{folder}/{soname}" for folder in (self.libdir, *self.folders))
+            paths = [*named, *self.cache.get(soname, ()), *usual]
+        for path in paths:
             try:
                 found = self.root.elf(path)
             except ElfError:
                 continue
             if found and found.machine == self.machine:
-                return found
+                return Provider(path, found)
         return None
 
 
@@ -134,43 +159,46 @@ def check(
     """
     if machine not in _MACHINES:
         raise ImageError("VGPU-DEP-004", f"no driver for machine {machine}", remedy="use x86_64 or aarch64")
-    image = _Image(root, _MACHINES[machine])
+    image = Image(root, _MACHINES[machine])
     ours = {library.soname for library in libraries} | set(mounted)
-    problems = list(_problems(image, libraries, ours))
-    if problems:
-        first, more = problems[0], len(problems) - 1
+    found = list(problems(image, libraries, ours))
+    if found:
+        first, more = found[0], len(found) - 1
         text = first.text + (f" (and {more} more)" if more else "")
         raise ImageError(first.code, text, remedy=first.remedy)
     return Found(image.libdir, _copies(image, env, cwd))
 
 
-def _problems(image: _Image, libraries: Sequence[Library], ours: set[str]) -> Iterator[_Problem]:
+def problems(image: Image, libraries: Sequence[Library], ours: set[str]) -> Iterator[Problem]:
+    """What would not load. ours: names that will be there without the image."""
     seen: set[str] = set()
-    # who needs it, what it needs, and with which versions; grows by the image's own libraries
-    queue = [(library.soname, library.needed, library.versions) for library in libraries]
-    for who, needed, versions in queue:
+    nowhere: tuple[str, ...] = ()
+    # who needs it, what it needs, with which versions, and where it looks first; grows by the image's own libraries
+    queue = [(library.soname, library.needed, library.versions, nowhere) for library in libraries]
+    for who, needed, versions, first in queue:
         for soname in needed:
             if soname in ours:
                 continue
-            provider = image.provider(soname)
+            provider = image.provider(soname, first)
             if provider is None:
                 if soname not in seen:
                     seen.add(soname)
                     yield _missing(soname, who)
                 continue
-            yield from _too_old(soname, who, provider, versions.get(soname, ()))
+            yield from _too_old(soname, who, provider.elf, versions.get(soname, ()))
             if soname not in seen and len(queue) < _MAX_LIBRARIES:
                 seen.add(soname)
-                queue.append((soname, provider.needed, provider.requires))
+                needs = tuple(map(provider.expanded, provider.elf.needed))
+                queue.append((soname, needs, provider.elf.requires, provider.folders()))
 
 
-def _missing(soname: str, who: str) -> _Problem:
+def _missing(soname: str, who: str) -> Problem:
     package = _PACKAGES.get(soname, "libc6" if soname.startswith(_LIBC6) else "")
     remedy = f"install it in the image (Debian's package {package})" if package else "add it to the image"
-    return _Problem("VGPU-DEP-001", f"{shown(soname)} is not in the image, and {shown(who)} needs it", remedy)
+    return Problem("VGPU-DEP-001", f"{shown(soname)} is not in the image, and {shown(who)} needs it", remedy)
 
 
-def _too_old(soname: str, who: str, provider: Elf, versions: Sequence[str]) -> Iterator[_Problem]:
+def _too_old(soname: str, who: str, provider: Elf, versions: Sequence[str]) -> Iterator[Problem]:
     # a library without any version is taken as it is: the loader does so too
     lacking = [version for version in versions if version not in provider.provides] if provider.provides else []
     if not lacking:
@@ -183,7 +211,7 @@ def _too_old(soname: str, who: str, provider: Elf, versions: Sequence[str]) -> I
     else:
         remedy = f"use an image whose {soname} has {wanted}"
     text = f"the image's {shown(soname)} is too old: {shown(who)} needs {shown(wanted)}, it has up to {shown(have)}"
-    yield _Problem("VGPU-DEP-002", text, remedy)
+    yield Problem("VGPU-DEP-002", text, remedy)
 
 
 def _order(version: str) -> tuple[int, ...]:
@@ -192,7 +220,7 @@ def _order(version: str) -> tuple[int, ...]:
     return tuple(int(part) if part.isascii() and part.isdigit() and len(part) < 10 else -1 for part in parts)
 
 
-def _folders_searched(image: _Image, env: Sequence[str], cwd: str) -> Iterator[str]:
+def _folders_searched(image: Image, env: Sequence[str], cwd: str) -> Iterator[str]:
     for entry in env:
         name, _, value = entry.partition("=")
         if name == "LD_LIBRARY_PATH":
@@ -204,7 +232,7 @@ def _folders_searched(image: _Image, env: Sequence[str], cwd: str) -> Iterator[s
             yield f"/usr/local/{name}/compat"
 
 
-def _copies(image: _Image, env: Sequence[str], cwd: str) -> tuple[Copy, ...]:
+def _copies(image: Image, env: Sequence[str], cwd: str) -> tuple[Copy, ...]:
     """Every path at which a loader could find the driver's libraries: a mount covers one name of a file, not all."""
     found: dict[str, str] = {}  # path -> name that a program asks for
     for folder in _with_hwcaps(image.root, _folders_searched(image, env, cwd)):
