@@ -25,7 +25,7 @@ _FLOCK = "hhxxxxqqixxxx"  # struct flock of 64-bit Linux
 
 @dataclass(frozen=True)
 class GpuUse:
-    """One GPU. used_bytes: charged now, ended_bytes of it to processes that have ended and that nobody has needed to reap.
+    """One GPU. used_bytes: charged now; ended_bytes: of it, to processes that have ended and were not reaped yet.
 
     denied_count: allocations refused because of the quota; denied_bytes: size of the last one.
     """
@@ -42,7 +42,7 @@ class GpuUse:
 
 @dataclass(frozen=True)
 class ProcessUse:
-    """One process. pid: in the container's pid namespace. held_bytes: per GPU. alive: the kernel still holds its lock."""
+    """One process. pid: in the container's pid namespace. held_bytes: per GPU. alive: its slot is still locked."""
 
     pid: int
     start_ticks: int
@@ -52,7 +52,7 @@ class ProcessUse:
 
 @dataclass(frozen=True)
 class Usage:
-    """armed_ns: CLOCK_BOOTTIME of the wrapper's first use, 0: not yet. gpus, held_bytes: in quota-file order, unused last."""
+    """armed_ns: CLOCK_BOOTTIME of the wrapper's first use, 0: not yet. gpus: in quota-file order, unused ones last."""
 
     armed_ns: int
     wrapper_version: int
@@ -76,7 +76,7 @@ def ffi() -> Any:
     """The types of both headers. Preprocessor lines and assertions go; array sizes are put in."""
     types = cffi.FFI()
     for name in ("vgw_quota.h", "vgw_usage.h"):
-        text = (_INCLUDE / name).read_text()
+        text = (_INCLUDE / name).read_text("utf-8")
         text = re.sub(r"_Static_assert\(.*?\);\n", "", text, flags=re.DOTALL)
         text = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
         for constant in ("VGW_MAX_GPUS", "VGW_MAX_SLOTS"):
@@ -90,7 +90,7 @@ def constants() -> dict[str, int]:
     """The headers' numbers by name, VGW_QUOTA_MAGIC and so on."""
     found: dict[str, int] = {}
     for name in ("vgw_quota.h", "vgw_usage.h"):
-        for key, value in re.findall(r"#define (VGW_\w+)\s+(0x[0-9a-f]+|\d+)u\b", (_INCLUDE / name).read_text()):
+        for key, value in re.findall(r"#define (VGW_\w+)\s+(0x[0-9a-f]+|\d+)u\b", (_INCLUDE / name).read_text("utf-8")):
             found[key] = int(value, 0)
     return found
 
@@ -105,7 +105,7 @@ def read_quota(path: Path) -> tuple[GpuQuota, ...]:
 
 
 def read_usage(path: Path) -> Usage:
-    """What is in use, and by whom. Raises HostError (VGPU-HOST-009) for a file that is missing or of another version."""
+    """What is in use, and by whom. Raises HostError (VGPU-HOST-009) for no file, or one of another version."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as err:

@@ -2,7 +2,7 @@
 #include "vgw_ledger.h"
 
 #ifndef VGW_STEP
-#define VGW_STEP() ((void)0) /* tests end the process here: before and after every write to shared memory */
+#define VGW_STEP() ((void)0) /* tests switch or end the process here: at every touch of shared memory */
 #endif
 
 #define VGW_SEQ_WORD    1023u      /* the sequence number's part in a GPU's word, */
@@ -17,6 +17,7 @@ struct state { /* a GPU's word and stamp, as they were together */
 
 static uint64_t load(const uint64_t *at)
 {
+    VGW_STEP();
     return __atomic_load_n(at, __ATOMIC_ACQUIRE);
 }
 
