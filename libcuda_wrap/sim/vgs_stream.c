@@ -1,0 +1,325 @@
+/* vgs_stream.c - streams and events. A stream is a point on the time axis: when all that was queued in it will be done. */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <stdlib.h>
+
+#include "vgs_driver.h"
+
+struct CUevent_st {
+    struct vgs_object head;
+    unsigned int flags;
+    bool recorded;
+    uint64_t ready_ns;
+    CUstream stream; /* and how many of its host functions come before */
+    uint64_t host_ticket;
+    CUgraph capture;
+};
+
+struct host_job {
+    CUstream stream;
+    CUhostFn function;
+    void *argument;
+    uint64_t ticket, ready_ns;
+};
+
+static pthread_mutex_t host_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t host_moved = PTHREAD_COND_INITIALIZER;
+
+CUstream vgs_stream(CUstream handle)
+{
+    CUcontext ctx = vgs_context();
+    if (!ctx)
+        return NULL;
+    if ((uintptr_t)handle <= 2)
+        return &ctx->main;
+    return vgs_valid(handle, VGS_STREAM) ? handle : NULL;
+}
+
+static void wait_host(CUstream stream, uint64_t ticket)
+{
+    pthread_mutex_lock(&host_lock);
+    while (stream->host_done < ticket)
+        pthread_cond_wait(&host_moved, &host_lock);
+    pthread_mutex_unlock(&host_lock);
+}
+
+static bool host_is_done(CUstream stream, uint64_t ticket)
+{
+    pthread_mutex_lock(&host_lock);
+    bool done = stream->host_done >= ticket;
+    pthread_mutex_unlock(&host_lock);
+    return done;
+}
+
+static void *run_host_job(void *argument)
+{
+    struct host_job job = *(struct host_job *)argument;
+    free(argument);
+    vgs_sleep_until(job.ready_ns);
+    wait_host(job.stream, job.ticket - 1);
+    job.function(job.argument);
+    pthread_mutex_lock(&host_lock);
+    job.stream->host_done = job.ticket;
+    pthread_cond_broadcast(&host_moved);
+    pthread_mutex_unlock(&host_lock);
+    return NULL;
+}
+
+void vgs_queue_host(CUstream stream, CUhostFn function, void *argument)
+{
+    pthread_t thread;
+    struct host_job *job = malloc(sizeof *job);
+    if (!job)
+        abort(); /* the simulation itself has no memory left */
+    pthread_mutex_lock(&host_lock);
+    *job = (struct host_job){stream, function, argument, ++stream->host_queued, stream->ready_ns};
+    pthread_mutex_unlock(&host_lock);
+    if (pthread_create(&thread, NULL, run_host_job, job) == 0)
+        pthread_detach(thread);
+    else
+        run_host_job(job);
+}
+
+void vgs_wait_stream(CUstream stream)
+{
+    uint64_t ticket = __atomic_load_n(&stream->host_queued, __ATOMIC_RELAXED);
+    uint64_t ready = __atomic_load_n(&stream->ready_ns, __ATOMIC_RELAXED);
+    if (ready)
+        vgs_sleep_until(ready);
+    if (ticket)
+        wait_host(stream, ticket);
+}
+
+struct stream_list { /* a host function may create streams: no waiting while the registry is locked */
+    CUstream *items;
+    size_t count, room;
+};
+
+static bool collect(void *object, void *argument)
+{
+    struct stream_list *list = argument;
+    if (list->count < list->room)
+        list->items[list->count] = object;
+    list->count++;
+    return false;
+}
+
+void vgs_wait_context(CUcontext ctx)
+{
+    struct stream_list list = {0};
+    vgs_each(VGS_STREAM, ctx, collect, &list);
+    if (list.count) {
+        list.room = list.count;
+        list.count = 0;
+        list.items = malloc(list.room * sizeof(CUstream));
+        if (list.items)
+            vgs_each(VGS_STREAM, ctx, collect, &list);
+        for (size_t i = 0; list.items && i < list.count && i < list.room; i++)
+            vgs_wait_stream(list.items[i]);
+        free(list.items);
+    }
+    vgs_wait_stream(&ctx->main);
+    vgs_pools_settle(ctx);
+}
+
+uint64_t vgs_queue_kernel(CUstream stream, uint64_t duration_ns)
+{
+    uint64_t end = vgs_occupy(stream->head.ctx->gpu, __atomic_load_n(&stream->ready_ns, __ATOMIC_RELAXED), duration_ns);
+    __atomic_store_n(&stream->ready_ns, end, __ATOMIC_RELAXED);
+    return end;
+}
+
+VGS_API cuStreamCreateWithPriority(CUstream *phStream, unsigned int flags, int priority)
+{
+    VGS_ENTER_CONTEXT();
+    VGS_VALUE(phStream && flags <= 1);
+    CUstream stream = vgs_new(VGS_STREAM, sizeof *stream, ctx);
+    VGS_CHECK(stream, CUDA_ERROR_OUT_OF_MEMORY);
+    stream->id = vgs_next_id();
+    stream->flags = flags;
+    stream->priority = priority > 0 ? 0 : priority < -5 ? -5 : priority;
+    *phStream = stream;
+    return CUDA_SUCCESS;
+}
+
+VGS_API cuStreamCreate(CUstream *phStream, unsigned int flags)
+{
+    VGS_ENTER();
+    return cuStreamCreateWithPriority(phStream, flags, 0);
+}
+
+VGS_API cuStreamDestroy_v2(CUstream stream)
+{
+    VGS_ENTER_CONTEXT();
+    VGS_CHECK(vgs_valid(stream, VGS_STREAM), CUDA_ERROR_INVALID_HANDLE);
+    vgs_wait_stream(stream);
+    vgs_delete(stream);
+    return CUDA_SUCCESS;
+}
+
+/* The function's stream is then `stream`, never NULL. */
+#define VGS_ENTER_STREAM()                                                                                                                 \
+    VGS_ENTER_CONTEXT();                                                                                                                   \
+    CUstream stream = vgs_stream(hStream);                                                                                                 \
+    (void)ctx;                                                                                                                             \
+    VGS_CHECK(stream, CUDA_ERROR_INVALID_HANDLE)
+
+VGS_API cuStreamSynchronize(CUstream hStream)
+{
+    VGS_ENTER_STREAM();
+    VGS_CHECK(!stream->capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+    vgs_wait_stream(stream);
+    vgs_pools_settle(stream->head.ctx);
+    return CUDA_SUCCESS;
+}
+
+VGS_API cuStreamQuery(CUstream hStream)
+{
+    VGS_ENTER_STREAM();
+    VGS_CHECK(!stream->capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+    return vgs_now_ns() >= stream->ready_ns && host_is_done(stream, stream->host_queued) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+}
+
+VGS_API cuStreamGetFlags(CUstream hStream, unsigned int *flags)
+{
+    VGS_ENTER_STREAM();
+    VGS_VALUE(flags);
+    *flags = stream->flags;
+    return CUDA_SUCCESS;
+}
+
+VGS_API cuStreamGetPriority(CUstream hStream, int *priority)
+{
+    VGS_ENTER_STREAM();
+    VGS_VALUE(priority);
+    *priority = stream->priority;
+    return CUDA_SUCCESS;
+}
+
+VGS_API cuStreamGetId(CUstream hStream, unsigned long long *id)
+{
+    VGS_ENTER_STREAM();
+    VGS_VALUE(id);
+    *id = stream->id;
+    return CUDA_SUCCESS;
+}
+
+VGS_API cuStreamGetCtx(CUstream hStream, CUcontext *pctx)
+{
+    VGS_ENTER_STREAM();
+    VGS_VALUE(pctx);
+    *pctx = stream->head.ctx;
+    return CUDA_SUCCESS;
+}
+
+VGS_API cuStreamGetDevice(CUstream hStream, CUdevice *device)
+{
+    VGS_ENTER_STREAM();
+    VGS_VALUE(device);
+    *device = stream->head.ctx->device;
+    return CUDA_SUCCESS;
+}
+
+VGS_API cuStreamWaitEvent(CUstream hStream, CUevent event, unsigned int flags)
+{
+    VGS_ENTER_STREAM();
+    VGS_CHECK(vgs_valid(event, VGS_EVENT), CUDA_ERROR_INVALID_HANDLE);
+    VGS_VALUE(flags <= 1);
+    if (event->capture)
+        stream->capture = event->capture; /* the stream joins the capture */
+    else if (event->recorded && event->ready_ns > stream->ready_ns)
+        stream->ready_ns = event->ready_ns;
+    return CUDA_SUCCESS;
+}
+
+VGS_API cuEventCreate(CUevent *phEvent, unsigned int flags)
+{
+    VGS_ENTER_CONTEXT();
+    VGS_VALUE(phEvent && flags <= 7 && (flags & 6) != 4); /* between processes only without timing */
+    CUevent event = vgs_new(VGS_EVENT, sizeof *event, ctx);
+    VGS_CHECK(event, CUDA_ERROR_OUT_OF_MEMORY);
+    event->flags = flags;
+    *phEvent = event;
+    return CUDA_SUCCESS;
+}
+
+VGS_API cuEventDestroy_v2(CUevent event)
+{
+    VGS_ENTER_CONTEXT();
+    VGS_CHECK(vgs_valid(event, VGS_EVENT), CUDA_ERROR_INVALID_HANDLE);
+    vgs_delete(event);
+    return CUDA_SUCCESS;
+}
+
+static CUresult record(CUevent event, CUstream stream)
+{
+    VGS_CHECK(vgs_valid(event, VGS_EVENT), CUDA_ERROR_INVALID_HANDLE);
+    VGS_CHECK(event->head.ctx == stream->head.ctx, CUDA_ERROR_INVALID_HANDLE);
+    uint64_t now = vgs_now_ns();
+    event->capture = stream->capture;
+    event->recorded = !stream->capture;
+    event->ready_ns = stream->ready_ns > now ? stream->ready_ns : now;
+    event->stream = stream;
+    event->host_ticket = stream->host_queued;
+    return CUDA_SUCCESS;
+}
+
+VGS_API cuEventRecord(CUevent event, CUstream hStream)
+{
+    VGS_ENTER_STREAM();
+    return record(event, stream);
+}
+
+VGS_API cuEventRecordWithFlags(CUevent event, CUstream hStream, unsigned int flags)
+{
+    VGS_ENTER_STREAM();
+    VGS_VALUE(flags <= 1);
+    return record(event, stream);
+}
+
+static bool happened(CUevent event)
+{
+    return !event->recorded || (vgs_now_ns() >= event->ready_ns && host_is_done(event->stream, event->host_ticket));
+}
+
+VGS_API cuEventQuery(CUevent event)
+{
+    VGS_ENTER();
+    VGS_CHECK(vgs_valid(event, VGS_EVENT), CUDA_ERROR_INVALID_HANDLE);
+    return happened(event) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+}
+
+VGS_API cuEventSynchronize(CUevent event)
+{
+    VGS_ENTER();
+    VGS_CHECK(vgs_valid(event, VGS_EVENT), CUDA_ERROR_INVALID_HANDLE);
+    if (event->recorded) {
+        vgs_sleep_until(event->ready_ns);
+        if (event->host_ticket)
+            wait_host(event->stream, event->host_ticket);
+        vgs_pools_settle(event->head.ctx);
+    }
+    return CUDA_SUCCESS;
+}
+
+static CUresult elapsed(float *milliseconds, CUevent start, CUevent end)
+{
+    VGS_VALUE(milliseconds);
+    VGS_CHECK(vgs_valid(start, VGS_EVENT) && vgs_valid(end, VGS_EVENT), CUDA_ERROR_INVALID_HANDLE);
+    VGS_CHECK(start->recorded && end->recorded && !((start->flags | end->flags) & 2), CUDA_ERROR_INVALID_HANDLE);
+    VGS_CHECK(happened(start) && happened(end), CUDA_ERROR_NOT_READY);
+    *milliseconds = (float)((double)((int64_t)(end->ready_ns - start->ready_ns)) / 1e6);
+    return CUDA_SUCCESS;
+}
+
+VGS_API cuEventElapsedTime(float *pMilliseconds, CUevent start, CUevent end)
+{
+    VGS_ENTER();
+    return elapsed(pMilliseconds, start, end);
+}
+
+VGS_API cuEventElapsedTime_v2(float *pMilliseconds, CUevent start, CUevent end)
+{
+    VGS_ENTER();
+    return elapsed(pMilliseconds, start, end);
+}
