@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from libcuda_wrap import bindings
@@ -75,10 +76,7 @@ def _describe(state_dir: str, allocation: Allocation) -> dict[str, Any]:
                 "uuid": part.uuid,
                 "memory_bytes": part.memory_bytes,
                 "cores_percent": part.cores_percent,
-                "used_bytes": usage.gpus[number].used_bytes if usage else None,
-                "peak_bytes": usage.gpus[number].peak_bytes if usage else None,
-                "denied_count": usage.gpus[number].denied_count if usage else None,
-                "denied_bytes": usage.gpus[number].denied_bytes if usage else None,
+                **_use(usage, number),
             }
             for number, part in enumerate(slices)
         ],
@@ -90,11 +88,24 @@ def _describe(state_dir: str, allocation: Allocation) -> dict[str, Any]:
     }
 
 
+def _use(usage: bindings.Usage | None, number: int) -> dict[str, int | None]:
+    """The figures of the container's GPU `number`; None where they cannot be read."""
+    gpu = usage.gpus[number] if usage else None
+    return {
+        # what ended processes held stays charged until room is needed; it is not in use
+        "used_bytes": max(0, gpu.used_bytes - gpu.ended_bytes) if gpu else None,
+        "charged_bytes": gpu.used_bytes if gpu else None,
+        "peak_bytes": gpu.peak_bytes if gpu else None,
+        "denied_count": gpu.denied_count if gpu else None,
+        "denied_bytes": gpu.denied_bytes if gpu else None,
+    }
+
+
 def _usage(state_dir: str, allocation: Allocation) -> tuple[bindings.Usage | None, str | None]:
     """The usage file's figures, or why there are none. It is written by the container: it may hold anything."""
     try:
-        return bindings.read_usage(f"{ledger.folder(state_dir, allocation.id)}/box/usage"), None
-    except VgpuError as error:
+        return bindings.read_usage(Path(ledger.folder(state_dir, allocation.id), "box/usage")), None
+    except (VgpuError, OSError) as error:
         return None, str(error)
 
 

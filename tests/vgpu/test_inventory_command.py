@@ -30,7 +30,8 @@ def policy(tmp_path: Path) -> Policy:
 def give_out(policy: Policy, creator: Process) -> None:
     allocation = Allocation(
         id="c1", name="job", image="image", state="creating", created_ns=1, creator=creator, init=None,
-        request=Request(asks=(Ask(memory_bytes=GIB),)), placement=Placement("binpack", (Slice(0, "GPU-0", GIB, 0),), ()),
+        request=Request(asks=(Ask(memory_bytes=GIB),)),
+        placement=Placement("binpack", (Slice(0, "GPU-0", GIB, 0),), ()),
         clamped=(), simulated=True, driver_version="1",
     )  # fmt: skip
     with ledger.Ledger(policy.state_dir) as held:
