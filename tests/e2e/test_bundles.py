@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_refused_with_the_reason_of_each_gpu(vgpu: Vgpu, c_
 @pytest.mark.parametrize(
     ("tree", "code", "named"),
     [
-        ("no-libdl", "VGPU-DEP-001", "libdl.so.2"),
+        ("no-libpthread", "VGPU-DEP-001", "libpthread.so.0"),
         ("old-glibc", "VGPU-DEP-002", "libc.so.6"),
         ("musl", "VGPU-DEP-003", "musl"),
         ("no-glibc", "VGPU-DEP-004", "libc.so.6"),

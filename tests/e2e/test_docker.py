@@ -119,7 +119,7 @@ def test_spread_takes_the_emptier_gpu(docker: Docker, docker_vgpu: Vgpu, c_image
 @pytest.mark.parametrize(
     ("tree", "code", "named"),
     [
-        ("no-libdl", "VGPU-DEP-001", "libdl.so.2"),
+        ("no-libpthread", "VGPU-DEP-001", "libpthread.so.0"),
         ("old-glibc", "VGPU-DEP-002", "GLIBC_2.4"),
         ("musl", "VGPU-DEP-003", "musl"),
         ("no-glibc", "VGPU-DEP-004", "libc.so.6"),

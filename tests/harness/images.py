@@ -35,10 +35,10 @@ def python_tree(tree: Path) -> None:
     shutil.copy2(ROOT / "tests/fixtures/cuda_python.py", tree)
 
 
-def without_libdl_tree(tree: Path) -> None:
-    """As `c_tree`, but libdl.so.2, which the driver needs, was left out of the image."""
+def without_libpthread_tree(tree: Path) -> None:
+    """As `c_tree`, but libpthread.so.0, which the driver needs, was left out."""
     c_tree(tree)
-    (tree / rootfs.LIBDIR / "libdl.so.2").unlink()
+    (tree / rootfs.LIBDIR / "libpthread.so.0").unlink()
 
 
 def old_glibc_tree(tree: Path) -> None:
@@ -63,7 +63,7 @@ TREES: dict[str, Callable[[Path], None]] = {
     "c": c_tree,
     "python": python_tree,
     "no-glibc": rootfs.static_root,
-    "no-libdl": without_libdl_tree,
+    "no-libpthread": without_libpthread_tree,
     "old-glibc": old_glibc_tree,
     "musl": rootfs.musl_root,
 }
