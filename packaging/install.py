@@ -219,6 +219,7 @@ def install(prefix: Path, options: argparse.Namespace) -> None:
 
 def _check_interpreter(built: Path, python: str) -> None:
     """The interpreter that containers start with must be able to load what was built for it."""
+    list(_built(built / "oci_hook", "", "_vgsys*.so"))  # refuses where there is nothing to load
     code = f"import sys; sys.path.insert(0, {str(built)!r}); import oci_hook._vgsys; print('good')"
     try:
         done = subprocess.run([python, "-I", "-S", "-E", "-c", code], capture_output=True, text=True, check=False)

@@ -1,0 +1,17 @@
+"""What the operator's command and the installer need of a build: not the container's programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+BUILD = Path(__file__).parents[2] / "build"
+
+
+@pytest.fixture(scope="session")
+def needs_build() -> None:
+    parts = ("launcher/vgpu-runtime", "wrapper/libcuda.so.1", "wrapper/libnvidia-ml.so.1", "sim/libcuda.so.1", "python")
+    missing = [part for part in parts if not (BUILD / part).exists()]
+    if missing:
+        pytest.skip(f"run `make build` first: {', '.join(missing)}")
