@@ -1,4 +1,4 @@
-"""Builds the simulated driver: `python -m libcuda_wrap.sim.build [--out build/sim] [--cc zig|gcc] [--sanitize KINDS]`."""
+"""Builds the simulated driver: `python -m libcuda_wrap.sim.build [--out DIR] [--cc zig|gcc] [--sanitize KINDS]`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ SIM = exports.SIM
 SHARED = ("vgs_region.c", "vgs_lock.c", "vgs_fault.c")
 CUDA = (
     "vgs_core.c", "vgs_device.c", "vgs_context.c", "vgs_context_info.c", "vgs_arena.c", "vgs_memory.c",
-    "vgs_pointer.c", "vgs_pool.c", "vgs_vmm.c", "vgs_array.c", "vgs_copy.c", "vgs_set.c", "vgs_stream.c", "vgs_module.c",
-    "vgs_launch.c", "vgs_graph.c", "vgs_lookup.c", "vgs_error.c",
+    "vgs_pointer.c", "vgs_pool.c", "vgs_vmm.c", "vgs_array.c", "vgs_copy.c", "vgs_set.c", "vgs_stream.c",
+    "vgs_module.c", "vgs_launch.c", "vgs_graph.c", "vgs_lookup.c", "vgs_error.c",
 )  # fmt: skip
 NVML = ("nvml_system.c", "nvml_device.c", "nvml_state.c", "nvml_process.c")
 # Exported functions have no prototypes: their callers are other people's programs, with other people's headers.
+# Never unloaded: its fork handler stays registered, and the lock on its slot is the process's life.
 # Inner calls stay inside the library, as the real libcuda's do.
-FLAGS = (f"-I{SIM.relative_to(ROOT)}", "-Wno-missing-prototypes", "-pthread", "-fno-strict-aliasing")
+FLAGS = (f"-I{SIM.relative_to(ROOT)}", "-Wno-missing-prototypes", "-pthread", "-fno-strict-aliasing", "-Wl,-z,nodelete")
 CUDA_FLAGS = (*FLAGS, "-Wl,-Bsymbolic", "-ftls-model=initial-exec")
 
 
@@ -32,7 +33,9 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _library(out: Path, kind: str, sources: list[Path], generated: list[Path], flags: tuple[str, ...], tools: Toolchain) -> Path:
+def _library(
+    out: Path, kind: str, sources: list[Path], generated: list[Path], flags: tuple[str, ...], tools: Toolchain
+) -> Path:
     soname = f"{kind}.so.1"
     library = out / f"{kind}.so.{create.DRIVER_VERSION}"
     tools.shared([*sources, *generated], library, soname=soname, flags=flags)

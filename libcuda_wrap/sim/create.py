@@ -23,9 +23,14 @@ MAX_GPUS = 16
 MAX_MEMORY_BYTES = 1 << 42
 
 MAGIC, VERSION, BYTES, SLOTS = 0x53474756, 1, 594432, 1024
-HEADER = struct.Struct("<8IQ24s256s")  # magic, version, bytes, gpus, slots, slot_high, cuda, fault_count; context_bytes; driver; fault
+HEADER = struct.Struct(
+    "<8IQ24s256s"
+)  # magic, version, bytes, gpus, slots, slot_high, cuda, fault_count; context_bytes; driver; fault
 FAULT_COUNT_AT, CONTEXT_BYTES_AT, FAULT_AT, FAULT_BYTES = 28, 32, 64, 256
-GPUS_AT, GPU = 512, struct.Struct("<48s64s32s4Q4I64x")  # uuid, name, pci; memory, used, busy_until, busy; lock, lost, minor, -
+GPUS_AT, GPU = (
+    512,
+    struct.Struct("<48s64s32s4Q4I64x"),
+)  # uuid, name, pci; memory, used, busy_until, busy; lock, lost, minor, -
 GPU_LOST_AT = 180
 SLOTS_AT, SLOT, SLOT_GPU, SLOT_BYTES = 4608, struct.Struct("<3Q40x"), struct.Struct("<QQI12x"), 576
 _FLOCK = struct.Struct("@hhqqi4x")
@@ -92,9 +97,13 @@ def _check(gpus: int, memory_bytes: int, driver_version: str, context_bytes: int
             "VGPU-CFG-003", f"{memory_bytes} bytes for a simulated GPU", remedy="choose 1 MiB to 4096 GiB, as 80 GiB"
         )
     if not 0 <= context_bytes <= memory_bytes:
-        raise HostError("VGPU-CFG-003", f"{context_bytes} bytes for a context", remedy="choose 0, or less than the GPU has")
+        raise HostError(
+            "VGPU-CFG-003", f"{context_bytes} bytes for a context", remedy="choose 0, or less than the GPU has"
+        )
     if not driver_version.isascii() or not 1 <= len(driver_version) <= 23:
-        raise HostError("VGPU-CFG-003", f"driver version {shown(driver_version)}", remedy=f"write it as {DRIVER_VERSION}")
+        raise HostError(
+            "VGPU-CFG-003", f"driver version {shown(driver_version)}", remedy=f"write it as {DRIVER_VERSION}"
+        )
 
 
 def create(
@@ -108,8 +117,8 @@ def create(
 ) -> SimState:
     """Makes the folder, or finds it as it should be. context_bytes: device memory that each CUDA context takes.
 
-    Raises HostError: VGPU-CFG-003 for a value that cannot be, VGPU-HOST-003 when the folder has other GPUs and `replace`
-    is not set (processes that use the old ones keep them until they end), or cannot be written.
+    Raises HostError: VGPU-CFG-003 for a value that cannot be, VGPU-HOST-003 when the folder has other GPUs and
+    `replace` is not set (processes that use the old ones keep them until they end), or cannot be written.
     """
     _check(gpus, memory_bytes, driver_version, context_bytes)
     image = _image(gpus, memory_bytes, driver_version, context_bytes)
@@ -128,7 +137,9 @@ def create(
             path.chmod(0o666)
     except OSError as error:
         raise HostError(
-            "VGPU-HOST-003", f"simulated GPUs in {folder}: {error.strerror}", remedy="run as root, or choose another folder"
+            "VGPU-HOST-003",
+            f"simulated GPUs in {folder}: {error.strerror}",
+            remedy="run as root, or choose another folder",
         ) from None
     return read_state(folder)
 
@@ -199,7 +210,7 @@ def _live_slots(folder: Path, data: bytes) -> list[int]:
 
 
 def read_state(folder: Path) -> SimState:
-    """The GPUs as they are now. Raises HostError (VGPU-HOST-003) when the folder has none that this version can read."""
+    """The GPUs as they are now. Raises HostError (VGPU-HOST-003) when there are none that this version can read."""
     data = _load(folder)
     header = HEADER.unpack_from(data)
     try:
@@ -219,7 +230,9 @@ def read_state(folder: Path) -> SimState:
         identity, name, pci, memory, _, _, busy, _, lost, minor, _ = fields
         held = sum(process.memory_bytes for process in processes)
         gpus.append(
-            SimGpu(index, _text(identity), _text(name), memory, held, busy, _text(pci), minor, bool(lost), tuple(processes))
+            SimGpu(
+                index, _text(identity), _text(name), memory, held, busy, _text(pci), minor, bool(lost), tuple(processes)
+            )
         )
     return SimState(_text(header[9]), header[6], header[8], _text(header[10]), tuple(gpus))
 

@@ -1,7 +1,7 @@
 """What the two libraries export, as generated C: every name of the driver's interface, implemented here or not.
 
-A name that no C file defines gets a stub of its own (addresses must differ: cuGetProcAddress is turned back into names by
-them). `_ptsz` and `_ptds` names, and older versions with the same arguments, jump to the function they stand for.
+A name that no C file defines gets a stub of its own (addresses must differ: a wrapper turns them back
+into names). `_ptsz` and `_ptds` names, and older versions with the same arguments, jump to the function they stand for.
 """
 
 from __future__ import annotations
@@ -65,7 +65,13 @@ def stubs(names: Iterable[str], defined: set[str], fallback: str, arch: str) -> 
     lines = ['.section .note.GNU-stack,"",%progbits', ".text"]
     for name in sorted(set(names) - defined):
         target = _target(name, defined, fallback)
-        lines += [f".globl {name}", f".type {name}, %function", ".balign 16", f"{name}: {JUMP[arch]} {target}", f".size {name}, .-{name}"]
+        lines += [
+            f".globl {name}",
+            f".type {name}, %function",
+            ".balign 16",
+            f"{name}: {JUMP[arch]} {target}",
+            f".size {name}, .-{name}",
+        ]
     return "\n".join(lines) + "\n"
 
 

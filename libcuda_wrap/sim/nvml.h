@@ -80,26 +80,26 @@ _Static_assert(sizeof(nvmlProcessUtilizationSample_t) == 32, "NVML");
 _Static_assert(sizeof(nvmlFieldValue_t) == 40, "NVML");
 
 #define VGS_NVML __attribute__((visibility("default"))) nvmlReturn_t
-#define NVML_CHECK(condition, error)                                                                                                       \
-    do {                                                                                                                                   \
-        if (!(condition))                                                                                                                  \
-            return error;                                                                                                                  \
+#define NVML_CHECK(condition, error)                                                                                   \
+    do {                                                                                                               \
+        if (!(condition))                                                                                              \
+            return error;                                                                                              \
     } while (0)
 #define NVML_ARGUMENT(condition) NVML_CHECK(condition, NVML_ERROR_INVALID_ARGUMENT)
 /* Every function but init begins with one of these. */
-#define NVML_ENTER()                                                                                                                       \
-    do {                                                                                                                                   \
-        nvmlReturn_t early_ = nvml_enter(__func__);                                                                                        \
-        if (early_ != NVML_SUCCESS)                                                                                                        \
-            return early_;                                                                                                                 \
+#define NVML_ENTER()                                                                                                   \
+    do {                                                                                                               \
+        nvmlReturn_t early_ = nvml_enter(__func__);                                                                    \
+        if (early_ != NVML_SUCCESS)                                                                                    \
+            return early_;                                                                                             \
     } while (0)
-#define NVML_ENTER_DEVICE(handle)                                                                                                          \
-    NVML_ENTER();                                                                                                                          \
-    struct vgs_gpu *gpu;                                                                                                                   \
-    do {                                                                                                                                   \
-        nvmlReturn_t bad_ = nvml_device(handle, &gpu);                                                                                     \
-        if (bad_ != NVML_SUCCESS)                                                                                                          \
-            return bad_;                                                                                                                   \
+#define NVML_ENTER_DEVICE(handle)                                                                                      \
+    NVML_ENTER();                                                                                                      \
+    struct vgs_gpu *gpu;                                                                                               \
+    do {                                                                                                               \
+        nvmlReturn_t bad_ = nvml_device(handle, &gpu);                                                                 \
+        if (bad_ != NVML_SUCCESS)                                                                                      \
+            return bad_;                                                                                               \
     } while (0)
 
 extern struct vgs_visible nvml_gpus;

@@ -51,7 +51,8 @@ static nvmlReturn_t pci_info(const struct vgs_gpu *gpu, nvmlPciInfo_t *pci)
     NVML_ARGUMENT(pci);
     memset(pci, 0, sizeof *pci);
     pci_numbers(gpu, &pci->domain, &pci->bus, &pci->device);
-    snprintf(pci->busIdLegacy, sizeof pci->busIdLegacy, "%04X:%02X:%02X.0", pci->domain & 0xffff, pci->bus & 0xff, pci->device & 0xff);
+    snprintf(pci->busIdLegacy, sizeof pci->busIdLegacy, "%04X:%02X:%02X.0", pci->domain & 0xffff, pci->bus & 0xff,
+             pci->device & 0xff);
     snprintf(pci->busId, sizeof pci->busId, "%s", gpu->pci_bus_id);
     pci->pciDeviceId = 0x000110deu;
     pci->pciSubSystemId = 0x000110deu;
@@ -69,8 +70,11 @@ static nvmlReturn_t pci_info_v2(const struct vgs_gpu *gpu, nvmlPciInfo_v2_t *pci
     nvmlPciInfo_t full;
     NVML_ARGUMENT(pci);
     pci_info(gpu, &full);
-    *pci = (nvmlPciInfo_v2_t){
-        .domain = full.domain, .bus = full.bus, .device = full.device, .pciDeviceId = full.pciDeviceId, .pciSubSystemId = full.pciSubSystemId};
+    *pci = (nvmlPciInfo_v2_t){.domain = full.domain,
+                              .bus = full.bus,
+                              .device = full.device,
+                              .pciDeviceId = full.pciDeviceId,
+                              .pciSubSystemId = full.pciSubSystemId};
     memcpy(pci->busId, full.busIdLegacy, sizeof pci->busId);
     return NVML_SUCCESS;
 }
@@ -115,39 +119,117 @@ VGS_NVML nvmlDeviceGetCudaComputeCapability(nvmlDevice_t device, int *major, int
 }
 
 /* One number that is the same for every device, always. */
-#define NVML_CONSTANT(value)                                                                                                               \
-    NVML_ENTER_DEVICE(device);                                                                                                             \
-    (void)gpu;                                                                                                                             \
-    NVML_ARGUMENT(out);                                                                                                                    \
-    *out = value;                                                                                                                          \
+#define NVML_CONSTANT(value)                                                                                           \
+    NVML_ENTER_DEVICE(device);                                                                                         \
+    (void)gpu;                                                                                                         \
+    NVML_ARGUMENT(out);                                                                                                \
+    *out = value;                                                                                                      \
     return NVML_SUCCESS
 
-VGS_NVML nvmlDeviceGetBrand(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(14); /* NVIDIA */ }
-VGS_NVML nvmlDeviceGetArchitecture(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(9); /* of compute capability 9.0 */ }
-VGS_NVML nvmlDeviceGetPersistenceMode(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(1); }
-VGS_NVML nvmlDeviceGetComputeMode(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(0); }
-VGS_NVML nvmlDeviceGetDisplayMode(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(0); }
-VGS_NVML nvmlDeviceGetDisplayActive(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(0); }
-VGS_NVML nvmlDeviceGetPerformanceState(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(0); }
-VGS_NVML nvmlDeviceGetPowerState(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(0); }
-VGS_NVML nvmlDeviceGetMultiGpuBoard(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(0); }
-VGS_NVML nvmlDeviceGetMaxMigDeviceCount(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(0); }
-VGS_NVML nvmlDeviceIsMigDeviceHandle(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(0); }
-VGS_NVML nvmlDeviceGetNumGpuCores(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(16896); }
-VGS_NVML nvmlDeviceGetMemoryBusWidth(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(5120); }
-VGS_NVML nvmlDeviceGetNumFans(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(1); }
-VGS_NVML nvmlDeviceGetFanSpeed(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(30); /* percent */ }
-VGS_NVML nvmlDeviceGetPowerManagementMode(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(1); }
-VGS_NVML nvmlDeviceGetPowerManagementLimit(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(700000); /* mW */ }
-VGS_NVML nvmlDeviceGetPowerManagementDefaultLimit(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(700000); }
-VGS_NVML nvmlDeviceGetEnforcedPowerLimit(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(700000); }
-VGS_NVML nvmlDeviceGetCurrPcieLinkGeneration(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(5); }
-VGS_NVML nvmlDeviceGetMaxPcieLinkGeneration(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(5); }
-VGS_NVML nvmlDeviceGetCurrPcieLinkWidth(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(16); }
-VGS_NVML nvmlDeviceGetMaxPcieLinkWidth(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(16); }
-VGS_NVML nvmlDeviceGetPcieReplayCounter(nvmlDevice_t device, unsigned int *out) { NVML_CONSTANT(0); }
-VGS_NVML nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t device, unsigned long long *out) { NVML_CONSTANT(0); }
-VGS_NVML nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t device, unsigned long long *out) { NVML_CONSTANT(0); }
+VGS_NVML nvmlDeviceGetBrand(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(14); /* NVIDIA */
+}
+VGS_NVML nvmlDeviceGetArchitecture(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(9); /* of compute capability 9.0 */
+}
+VGS_NVML nvmlDeviceGetPersistenceMode(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(1);
+}
+VGS_NVML nvmlDeviceGetComputeMode(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(0);
+}
+VGS_NVML nvmlDeviceGetDisplayMode(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(0);
+}
+VGS_NVML nvmlDeviceGetDisplayActive(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(0);
+}
+VGS_NVML nvmlDeviceGetPerformanceState(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(0);
+}
+VGS_NVML nvmlDeviceGetPowerState(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(0);
+}
+VGS_NVML nvmlDeviceGetMultiGpuBoard(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(0);
+}
+VGS_NVML nvmlDeviceGetMaxMigDeviceCount(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(0);
+}
+VGS_NVML nvmlDeviceIsMigDeviceHandle(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(0);
+}
+VGS_NVML nvmlDeviceGetNumGpuCores(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(16896);
+}
+VGS_NVML nvmlDeviceGetMemoryBusWidth(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(5120);
+}
+VGS_NVML nvmlDeviceGetNumFans(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(1);
+}
+VGS_NVML nvmlDeviceGetFanSpeed(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(30); /* percent */
+}
+VGS_NVML nvmlDeviceGetPowerManagementMode(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(1);
+}
+VGS_NVML nvmlDeviceGetPowerManagementLimit(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(700000); /* mW */
+}
+VGS_NVML nvmlDeviceGetPowerManagementDefaultLimit(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(700000);
+}
+VGS_NVML nvmlDeviceGetEnforcedPowerLimit(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(700000);
+}
+VGS_NVML nvmlDeviceGetCurrPcieLinkGeneration(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(5);
+}
+VGS_NVML nvmlDeviceGetMaxPcieLinkGeneration(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(5);
+}
+VGS_NVML nvmlDeviceGetCurrPcieLinkWidth(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(16);
+}
+VGS_NVML nvmlDeviceGetMaxPcieLinkWidth(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(16);
+}
+VGS_NVML nvmlDeviceGetPcieReplayCounter(nvmlDevice_t device, unsigned int *out)
+{
+    NVML_CONSTANT(0);
+}
+VGS_NVML nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t device, unsigned long long *out)
+{
+    NVML_CONSTANT(0);
+}
+VGS_NVML nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t device, unsigned long long *out)
+{
+    NVML_CONSTANT(0);
+}
 
 VGS_NVML nvmlDeviceGetFanSpeed_v2(nvmlDevice_t device, unsigned int fan, unsigned int *out)
 {
@@ -161,13 +243,15 @@ VGS_NVML nvmlDeviceGetPcieThroughput(nvmlDevice_t device, unsigned int counter, 
     NVML_CONSTANT(0); /* KB/s */
 }
 
-VGS_NVML nvmlDeviceGetTotalEccErrors(nvmlDevice_t device, unsigned int kind, unsigned int counter, unsigned long long *out)
+VGS_NVML nvmlDeviceGetTotalEccErrors(nvmlDevice_t device, unsigned int kind, unsigned int counter,
+                                     unsigned long long *out)
 {
     NVML_ARGUMENT(kind <= 1 && counter <= 1);
     NVML_CONSTANT(0);
 }
 
-VGS_NVML nvmlDeviceGetMemoryErrorCounter(nvmlDevice_t device, unsigned int kind, unsigned int counter, unsigned int where, unsigned long long *out)
+VGS_NVML nvmlDeviceGetMemoryErrorCounter(nvmlDevice_t device, unsigned int kind, unsigned int counter,
+                                         unsigned int where, unsigned long long *out)
 {
     NVML_ARGUMENT(kind <= 1 && counter <= 1 && where <= 7);
     NVML_CONSTANT(0);
@@ -189,9 +273,18 @@ static nvmlReturn_t clock_of(nvmlDevice_t device, unsigned int type, unsigned in
     return result;
 }
 
-VGS_NVML nvmlDeviceGetClockInfo(nvmlDevice_t device, unsigned int type, unsigned int *out) { return clock_of(device, type, out, __func__); }
-VGS_NVML nvmlDeviceGetMaxClockInfo(nvmlDevice_t device, unsigned int type, unsigned int *out) { return clock_of(device, type, out, __func__); }
-VGS_NVML nvmlDeviceGetApplicationsClock(nvmlDevice_t device, unsigned int type, unsigned int *out) { return clock_of(device, type, out, __func__); }
+VGS_NVML nvmlDeviceGetClockInfo(nvmlDevice_t device, unsigned int type, unsigned int *out)
+{
+    return clock_of(device, type, out, __func__);
+}
+VGS_NVML nvmlDeviceGetMaxClockInfo(nvmlDevice_t device, unsigned int type, unsigned int *out)
+{
+    return clock_of(device, type, out, __func__);
+}
+VGS_NVML nvmlDeviceGetApplicationsClock(nvmlDevice_t device, unsigned int type, unsigned int *out)
+{
+    return clock_of(device, type, out, __func__);
+}
 
 VGS_NVML nvmlDeviceGetClock(nvmlDevice_t device, unsigned int type, unsigned int id, unsigned int *out)
 {

@@ -148,14 +148,33 @@ static nvmlReturn_t empty_list(nvmlDevice_t device, unsigned int *count, const c
 
 #define NVML_EMPTY_LIST(device, count, list) return ((void)(list), empty_list(device, count, __func__))
 
-VGS_NVML nvmlDeviceGetGraphicsRunningProcesses(nvmlDevice_t device, unsigned int *count, void *list) { NVML_EMPTY_LIST(device, count, list); }
-VGS_NVML nvmlDeviceGetGraphicsRunningProcesses_v2(nvmlDevice_t device, unsigned int *count, void *list) { NVML_EMPTY_LIST(device, count, list); }
-VGS_NVML nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t device, unsigned int *count, void *list) { NVML_EMPTY_LIST(device, count, list); }
-VGS_NVML nvmlDeviceGetMPSComputeRunningProcesses(nvmlDevice_t device, unsigned int *count, void *list) { NVML_EMPTY_LIST(device, count, list); }
-VGS_NVML nvmlDeviceGetMPSComputeRunningProcesses_v2(nvmlDevice_t device, unsigned int *count, void *list) { NVML_EMPTY_LIST(device, count, list); }
-VGS_NVML nvmlDeviceGetMPSComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *count, void *list) { NVML_EMPTY_LIST(device, count, list); }
+VGS_NVML nvmlDeviceGetGraphicsRunningProcesses(nvmlDevice_t device, unsigned int *count, void *list)
+{
+    NVML_EMPTY_LIST(device, count, list);
+}
+VGS_NVML nvmlDeviceGetGraphicsRunningProcesses_v2(nvmlDevice_t device, unsigned int *count, void *list)
+{
+    NVML_EMPTY_LIST(device, count, list);
+}
+VGS_NVML nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t device, unsigned int *count, void *list)
+{
+    NVML_EMPTY_LIST(device, count, list);
+}
+VGS_NVML nvmlDeviceGetMPSComputeRunningProcesses(nvmlDevice_t device, unsigned int *count, void *list)
+{
+    NVML_EMPTY_LIST(device, count, list);
+}
+VGS_NVML nvmlDeviceGetMPSComputeRunningProcesses_v2(nvmlDevice_t device, unsigned int *count, void *list)
+{
+    NVML_EMPTY_LIST(device, count, list);
+}
+VGS_NVML nvmlDeviceGetMPSComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *count, void *list)
+{
+    NVML_EMPTY_LIST(device, count, list);
+}
 
-VGS_NVML nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUtilizationSample_t *list, unsigned int *count, unsigned long long since_us)
+VGS_NVML nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUtilizationSample_t *list, unsigned int *count,
+                                         unsigned long long since_us)
 {
     struct seen seen[VGS_MAX_SLOTS];
     NVML_ENTER_DEVICE(device);
@@ -165,6 +184,7 @@ VGS_NVML nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUtiliza
     NVML_CHECK(found && since_us <= now_us, NVML_ERROR_NOT_FOUND);
     nvmlReturn_t result = room_for(found, count, list);
     for (unsigned int i = 0; result == NVML_SUCCESS && i < found; i++)
-        list[i] = (nvmlProcessUtilizationSample_t){.pid = seen[i].pid, .timeStamp = now_us, .smUtil = seen[i].percent > 100 ? 100 : seen[i].percent};
+        list[i] = (nvmlProcessUtilizationSample_t){
+            .pid = seen[i].pid, .timeStamp = now_us, .smUtil = seen[i].percent > 100 ? 100 : seen[i].percent};
     return result;
 }

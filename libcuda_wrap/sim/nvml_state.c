@@ -23,7 +23,8 @@ static unsigned int percent_of(uint64_t part_ns, uint64_t whole_ns)
 /* Kernel time done by now: what is queued for later is not. */
 static uint64_t done_ns(const struct vgs_gpu *gpu, uint64_t now)
 {
-    uint64_t until = __atomic_load_n(&gpu->busy_until_ns, __ATOMIC_RELAXED), busy = __atomic_load_n(&gpu->busy_ns, __ATOMIC_RELAXED);
+    uint64_t until = __atomic_load_n(&gpu->busy_until_ns, __ATOMIC_RELAXED),
+             busy = __atomic_load_n(&gpu->busy_ns, __ATOMIC_RELAXED);
     uint64_t ahead = until > now ? until - now : 0;
     return busy > ahead ? busy - ahead : 0;
 }
@@ -34,7 +35,8 @@ static void look_again(struct look *look, uint32_t index, uint64_t now)
     const struct vgs_gpu *gpu = &vgs_state->gpus[index];
     uint64_t busy = done_ns(gpu, now), passed = now - look->at_ns;
     bool first = look->at_ns == 0;
-    look->percent = first ? (gpu->busy_until_ns > now ? 100 : 0) : percent_of(busy > look->busy_ns ? busy - look->busy_ns : 0, passed);
+    look->percent = first ? (gpu->busy_until_ns > now ? 100 : 0)
+                          : percent_of(busy > look->busy_ns ? busy - look->busy_ns : 0, passed);
     for (uint32_t slot = 0; slot < vgs_state->slot_high && slot < VGS_MAX_SLOTS; slot++) {
         const struct vgs_slot *each = &vgs_state->slots[slot];
         uint64_t slot_busy = __atomic_load_n(&each->gpus[index].busy_ns, __ATOMIC_RELAXED);
@@ -102,7 +104,8 @@ VGS_NVML nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t *u
 }
 
 /* Encoder and decoder: idle, sampled every 0.1 s. */
-static nvmlReturn_t idle_engine(nvmlDevice_t device, unsigned int *utilization, unsigned int *period_us, const char *function)
+static nvmlReturn_t idle_engine(nvmlDevice_t device, unsigned int *utilization, unsigned int *period_us,
+                                const char *function)
 {
     struct vgs_gpu *gpu;
     nvmlReturn_t result = nvml_enter(function);
@@ -117,10 +120,22 @@ static nvmlReturn_t idle_engine(nvmlDevice_t device, unsigned int *utilization, 
     return result;
 }
 
-VGS_NVML nvmlDeviceGetEncoderUtilization(nvmlDevice_t device, unsigned int *percent, unsigned int *us) { return idle_engine(device, percent, us, __func__); }
-VGS_NVML nvmlDeviceGetDecoderUtilization(nvmlDevice_t device, unsigned int *percent, unsigned int *us) { return idle_engine(device, percent, us, __func__); }
-VGS_NVML nvmlDeviceGetJpgUtilization(nvmlDevice_t device, unsigned int *percent, unsigned int *us) { return idle_engine(device, percent, us, __func__); }
-VGS_NVML nvmlDeviceGetOfaUtilization(nvmlDevice_t device, unsigned int *percent, unsigned int *us) { return idle_engine(device, percent, us, __func__); }
+VGS_NVML nvmlDeviceGetEncoderUtilization(nvmlDevice_t device, unsigned int *percent, unsigned int *us)
+{
+    return idle_engine(device, percent, us, __func__);
+}
+VGS_NVML nvmlDeviceGetDecoderUtilization(nvmlDevice_t device, unsigned int *percent, unsigned int *us)
+{
+    return idle_engine(device, percent, us, __func__);
+}
+VGS_NVML nvmlDeviceGetJpgUtilization(nvmlDevice_t device, unsigned int *percent, unsigned int *us)
+{
+    return idle_engine(device, percent, us, __func__);
+}
+VGS_NVML nvmlDeviceGetOfaUtilization(nvmlDevice_t device, unsigned int *percent, unsigned int *us)
+{
+    return idle_engine(device, percent, us, __func__);
+}
 
 static unsigned int celsius(const struct vgs_gpu *gpu)
 {

@@ -247,7 +247,8 @@ static nvmlReturn_t by_pci(const char *id, nvmlDevice_t *device)
     unsigned int domain, bus, slot, d, b, s;
     NVML_ARGUMENT(sscanf(id, "%x:%x:%x", &domain, &bus, &slot) == 3);
     for (uint32_t i = 0; i < nvml_gpus.count; i++)
-        if (sscanf(vgs_state->gpus[nvml_gpus.index[i]].pci_bus_id, "%x:%x:%x", &d, &b, &s) == 3 && d == domain && b == bus && s == slot)
+        if (sscanf(vgs_state->gpus[nvml_gpus.index[i]].pci_bus_id, "%x:%x:%x", &d, &b, &s) == 3 && d == domain &&
+            b == bus && s == slot)
             return by_index(i, device);
     return NVML_ERROR_NOT_FOUND;
 }

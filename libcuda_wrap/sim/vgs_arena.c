@@ -14,10 +14,10 @@
 
 #define ARENA_BYTES (1ull << 44)
 #define CHUNK_BYTES (1ull << 26)
-#define CHUNKS (ARENA_BYTES / CHUNK_BYTES)
-#define SMALLEST 512u
-#define CLASSES 160u /* 512 bytes to 16 TiB, four a doubling */
-#define NONE UINT32_MAX
+#define CHUNKS      (ARENA_BYTES / CHUNK_BYTES)
+#define SMALLEST    512u
+#define CLASSES     160u /* 512 bytes to 16 TiB, four a doubling */
+#define NONE        UINT32_MAX
 
 struct chunk {
     struct vgs_block *blocks; /* of a small class: CHUNK_BYTES / block_bytes; of a run's first chunk: one */
@@ -69,7 +69,7 @@ static uint32_t class_of(uint64_t size)
     uint32_t doubling = 63 - (uint32_t)__builtin_clzll((size - 1) / SMALLEST | 1);
     uint32_t class = doubling * 4;
     while (class_bytes(class) < size)
-        class++;
+        class ++;
     return class;
 }
 
@@ -91,7 +91,8 @@ static bool grow(uint32_t class, uint32_t *chunk, uint64_t bytes)
     *chunk = (uint32_t)next_chunk;
     for (uint32_t i = 1; i < run; i++)
         chunks[*chunk + i] = (struct chunk){.back = i};
-    chunks[*chunk] = (struct chunk){.blocks = records, .block_bytes = blocks == 1 ? run * CHUNK_BYTES : bytes, .class = class};
+    chunks[*chunk] =
+        (struct chunk){.blocks = records, .block_bytes = blocks == 1 ? run * CHUNK_BYTES : bytes, .class = class};
     next_chunk += run;
     return true;
 }

@@ -3,7 +3,7 @@
 
 #define FLAG_LAYERED 0x01u
 #define FLAG_CUBEMAP 0x04u
-#define LEVELS 32
+#define LEVELS       32
 
 struct CUmipmappedArray_st {
     struct vgs_object head;
@@ -44,13 +44,15 @@ static CUresult create(CUcontext ctx, const CUDA_ARRAY3D_DESCRIPTOR *shape, CUar
 {
     size_t element = element_bytes((int)shape->Format, shape->NumChannels), size;
     VGS_VALUE(shape->Width && element && !(shape->Depth && !shape->Height && !(shape->Flags & FLAG_LAYERED)));
-    VGS_VALUE(!(shape->Flags & FLAG_CUBEMAP) || (shape->Width == shape->Height && shape->Depth && shape->Depth % 6 == 0));
+    VGS_VALUE(!(shape->Flags & FLAG_CUBEMAP) ||
+              (shape->Width == shape->Height && shape->Depth && shape->Depth % 6 == 0));
     VGS_CHECK(size_of(shape, element, &size), CUDA_ERROR_OUT_OF_MEMORY);
     CUarray array = vgs_new(VGS_ARRAY, sizeof *array, ctx);
     VGS_CHECK(array, CUDA_ERROR_OUT_OF_MEMORY);
     array->shape = *shape;
     array->element = element;
-    if (!(shape->Flags & (CUDA_ARRAY3D_SPARSE | CUDA_ARRAY3D_DEFERRED_MAPPING))) { /* those have no memory until it is mapped */
+    if (!(shape->Flags &
+          (CUDA_ARRAY3D_SPARSE | CUDA_ARRAY3D_DEFERRED_MAPPING))) { /* those have no memory until it is mapped */
         CUresult result = vgs_take_memory(ctx, size, VGS_ARRAY_DATA, 0, &array->data);
         if (result != CUDA_SUCCESS) {
             vgs_delete(array);
@@ -81,7 +83,8 @@ VGS_API cuArrayCreate_v2(CUarray *handle, const CUDA_ARRAY_DESCRIPTOR *shape)
 {
     VGS_ENTER_CONTEXT();
     VGS_VALUE(handle && shape);
-    CUDA_ARRAY3D_DESCRIPTOR full = {.Width = shape->Width, .Height = shape->Height, .Format = shape->Format, .NumChannels = shape->NumChannels};
+    CUDA_ARRAY3D_DESCRIPTOR full = {
+        .Width = shape->Width, .Height = shape->Height, .Format = shape->Format, .NumChannels = shape->NumChannels};
     return create(ctx, &full, handle);
 }
 
@@ -107,7 +110,8 @@ VGS_API cuArrayGetDescriptor_v2(CUDA_ARRAY_DESCRIPTOR *shape, CUarray array)
     VGS_ENTER_CONTEXT();
     VGS_CHECK(vgs_valid(array, VGS_ARRAY), CUDA_ERROR_INVALID_HANDLE);
     VGS_VALUE(shape);
-    *shape = (CUDA_ARRAY_DESCRIPTOR){array->shape.Width, array->shape.Height, array->shape.Format, array->shape.NumChannels};
+    *shape =
+        (CUDA_ARRAY_DESCRIPTOR){array->shape.Width, array->shape.Height, array->shape.Format, array->shape.NumChannels};
     return CUDA_SUCCESS;
 }
 

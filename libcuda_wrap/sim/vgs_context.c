@@ -3,7 +3,7 @@
 
 #include "vgs_driver.h"
 
-#define STACK 64
+#define STACK      64
 #define SCHED_MASK 0x07u
 #define FLAGS_MASK 0xffu
 

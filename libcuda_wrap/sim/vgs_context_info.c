@@ -70,7 +70,8 @@ VGS_API cuCtxSetLimit(int limit, size_t value)
 {
     VGS_ENTER_CONTEXT();
     VGS_VALUE(limit >= 0 && limit < VGS_LIMITS);
-    VGS_CHECK(limit != 3, CUDA_ERROR_UNSUPPORTED_LIMIT); /* device runtime's sync depth: gone since compute capability 9.0 */
+    VGS_CHECK(limit != 3,
+              CUDA_ERROR_UNSUPPORTED_LIMIT); /* device runtime's sync depth: gone since compute capability 9.0 */
     ctx->limits[limit] = value;
     return CUDA_SUCCESS;
 }

@@ -10,15 +10,16 @@ struct side {
 };
 
 /* Places one side; false: not device memory, or too small. `bytes`: from its first to its last byte. */
-static CUresult place(struct side *side, int type, uintptr_t host, CUdeviceptr device, CUarray array, const size_t at[3], size_t pitch, size_t height,
-                      const size_t extent[3])
+static CUresult place(struct side *side, int type, uintptr_t host, CUdeviceptr device, CUarray array,
+                      const size_t at[3], size_t pitch, size_t height, const size_t extent[3])
 {
     if (type == CU_MEMORYTYPE_ARRAY) {
         VGS_CHECK(vgs_valid(array, VGS_ARRAY), CUDA_ERROR_INVALID_HANDLE);
         pitch = array->shape.Width * array->element;
         height = array->shape.Height ? array->shape.Height : 1;
         size_t depth = array->shape.Depth ? array->shape.Depth : 1;
-        VGS_VALUE(array->data && at[0] + extent[0] <= pitch && at[1] + extent[1] <= height && at[2] + extent[2] <= depth);
+        VGS_VALUE(array->data && at[0] + extent[0] <= pitch && at[1] + extent[1] <= height &&
+                  at[2] + extent[2] <= depth);
         device = array->data;
     } else if (type == CU_MEMORYTYPE_HOST) {
         device = 0;
@@ -40,7 +41,8 @@ static CUresult place(struct side *side, int type, uintptr_t host, CUdeviceptr d
         return CUDA_SUCCESS;
     }
     /* unified: an address that is not ours is the program's own memory */
-    VGS_VALUE(device && ((type == CU_MEMORYTYPE_UNIFIED && !vgs_in_arena(device)) || vgs_accessible(device + offset, last)));
+    VGS_VALUE(device &&
+              ((type == CU_MEMORYTYPE_UNIFIED && !vgs_in_arena(device)) || vgs_accessible(device + offset, last)));
     side->begin = (char *)(uintptr_t)(device + offset);
     return CUDA_SUCCESS;
 }
@@ -52,9 +54,11 @@ CUresult vgs_copy_now(const CUDA_MEMCPY3D *c)
     if (!extent[0] || !extent[1] || !extent[2])
         return CUDA_SUCCESS;
     const size_t from_at[3] = {c->srcXInBytes, c->srcY, c->srcZ}, to_at[3] = {c->dstXInBytes, c->dstY, c->dstZ};
-    CUresult result = place(&from, c->srcMemoryType, (uintptr_t)c->srcHost, c->srcDevice, c->srcArray, from_at, c->srcPitch, c->srcHeight, extent);
+    CUresult result = place(&from, c->srcMemoryType, (uintptr_t)c->srcHost, c->srcDevice, c->srcArray, from_at,
+                            c->srcPitch, c->srcHeight, extent);
     if (result == CUDA_SUCCESS)
-        result = place(&to, c->dstMemoryType, (uintptr_t)c->dstHost, c->dstDevice, c->dstArray, to_at, c->dstPitch, c->dstHeight, extent);
+        result = place(&to, c->dstMemoryType, (uintptr_t)c->dstHost, c->dstDevice, c->dstArray, to_at, c->dstPitch,
+                       c->dstHeight, extent);
     if (result != CUDA_SUCCESS)
         return result;
     for (size_t z = 0; z < extent[2]; z++)
@@ -116,37 +120,54 @@ static CUDA_MEMCPY3D between(CUdeviceptr to, CUdeviceptr from, size_t bytes, int
 static CUDA_MEMCPY3D flat(const CUDA_MEMCPY2D *c)
 {
     return (CUDA_MEMCPY3D){
-        .srcXInBytes = c->srcXInBytes, .srcY = c->srcY, .srcMemoryType = c->srcMemoryType, .srcHost = c->srcHost, .srcDevice = c->srcDevice,
-        .srcArray = c->srcArray, .srcPitch = c->srcPitch, .dstXInBytes = c->dstXInBytes, .dstY = c->dstY, .dstMemoryType = c->dstMemoryType,
-        .dstHost = c->dstHost, .dstDevice = c->dstDevice, .dstArray = c->dstArray, .dstPitch = c->dstPitch, .WidthInBytes = c->WidthInBytes,
-        .Height = c->Height, .Depth = 1,
+        .srcXInBytes = c->srcXInBytes,
+        .srcY = c->srcY,
+        .srcMemoryType = c->srcMemoryType,
+        .srcHost = c->srcHost,
+        .srcDevice = c->srcDevice,
+        .srcArray = c->srcArray,
+        .srcPitch = c->srcPitch,
+        .dstXInBytes = c->dstXInBytes,
+        .dstY = c->dstY,
+        .dstMemoryType = c->dstMemoryType,
+        .dstHost = c->dstHost,
+        .dstDevice = c->dstDevice,
+        .dstArray = c->dstArray,
+        .dstPitch = c->dstPitch,
+        .WidthInBytes = c->WidthInBytes,
+        .Height = c->Height,
+        .Depth = 1,
     };
 }
 
 /* Each kind of copy twice: at once, and on a stream. */
-#define VGS_COPY(name, async_name, parameters, condition, copy_of)                                                                        \
-    VGS_API name(parameters)                                                                                                              \
-    {                                                                                                                                     \
-        VGS_ENTER_CONTEXT();                                                                                                              \
-        VGS_VALUE(condition);                                                                                                             \
-        CUDA_MEMCPY3D copy = copy_of;                                                                                                     \
-        return copy_and_wait(ctx, &copy);                                                                                                 \
-    }                                                                                                                                     \
-    VGS_API async_name(parameters, CUstream hStream)                                                                                      \
-    {                                                                                                                                     \
-        VGS_ENTER_CONTEXT();                                                                                                              \
-        VGS_VALUE(condition);                                                                                                             \
-        CUDA_MEMCPY3D copy = copy_of;                                                                                                     \
-        return copy_on(hStream, &copy);                                                                                                   \
+#define VGS_COPY(name, async_name, parameters, condition, copy_of)                                                     \
+    VGS_API name(parameters)                                                                                           \
+    {                                                                                                                  \
+        VGS_ENTER_CONTEXT();                                                                                           \
+        VGS_VALUE(condition);                                                                                          \
+        CUDA_MEMCPY3D copy = copy_of;                                                                                  \
+        return copy_and_wait(ctx, &copy);                                                                              \
+    }                                                                                                                  \
+    VGS_API async_name(parameters, CUstream hStream)                                                                   \
+    {                                                                                                                  \
+        VGS_ENTER_CONTEXT();                                                                                           \
+        VGS_VALUE(condition);                                                                                          \
+        CUDA_MEMCPY3D copy = copy_of;                                                                                  \
+        return copy_on(hStream, &copy);                                                                                \
     }
 #define VGS_LIST(...) __VA_ARGS__
 
-VGS_COPY(cuMemcpyHtoD_v2, cuMemcpyHtoDAsync_v2, VGS_LIST(CUdeviceptr to, const void *from, size_t bytes), from || !bytes, to_device(to, from, bytes))
-VGS_COPY(cuMemcpyDtoH_v2, cuMemcpyDtoHAsync_v2, VGS_LIST(void *to, CUdeviceptr from, size_t bytes), to || !bytes, to_host(to, from, bytes))
+VGS_COPY(cuMemcpyHtoD_v2, cuMemcpyHtoDAsync_v2, VGS_LIST(CUdeviceptr to, const void *from, size_t bytes),
+         from || !bytes, to_device(to, from, bytes))
+VGS_COPY(cuMemcpyDtoH_v2, cuMemcpyDtoHAsync_v2, VGS_LIST(void *to, CUdeviceptr from, size_t bytes), to || !bytes,
+         to_host(to, from, bytes))
 VGS_COPY(cuMemcpyDtoD_v2, cuMemcpyDtoDAsync_v2, VGS_LIST(CUdeviceptr to, CUdeviceptr from, size_t bytes), true,
          between(to, from, bytes, CU_MEMORYTYPE_DEVICE))
-VGS_COPY(cuMemcpy, cuMemcpyAsync, VGS_LIST(CUdeviceptr to, CUdeviceptr from, size_t bytes), true, between(to, from, bytes, CU_MEMORYTYPE_UNIFIED))
-VGS_COPY(cuMemcpyPeer, cuMemcpyPeerAsync, VGS_LIST(CUdeviceptr to, CUcontext there, CUdeviceptr from, CUcontext here, size_t bytes),
+VGS_COPY(cuMemcpy, cuMemcpyAsync, VGS_LIST(CUdeviceptr to, CUdeviceptr from, size_t bytes), true,
+         between(to, from, bytes, CU_MEMORYTYPE_UNIFIED))
+VGS_COPY(cuMemcpyPeer, cuMemcpyPeerAsync,
+         VGS_LIST(CUdeviceptr to, CUcontext there, CUdeviceptr from, CUcontext here, size_t bytes),
          vgs_valid(there, VGS_CONTEXT) && vgs_valid(here, VGS_CONTEXT), between(to, from, bytes, CU_MEMORYTYPE_DEVICE))
 VGS_COPY(cuMemcpy2D_v2, cuMemcpy2DAsync_v2, VGS_LIST(const CUDA_MEMCPY2D *c), c, flat(c))
 VGS_COPY(cuMemcpy3D_v2, cuMemcpy3DAsync_v2, VGS_LIST(const CUDA_MEMCPY3D *c), c, *c)
@@ -192,7 +213,7 @@ static CUDA_MEMCPY3D array_to_host(void *to, CUarray array, size_t offset, size_
     return copy;
 }
 
-VGS_COPY(cuMemcpyHtoA_v2, cuMemcpyHtoAAsync_v2, VGS_LIST(CUarray array, size_t offset, const void *from, size_t bytes), from,
-         host_to_array(array, offset, from, bytes))
+VGS_COPY(cuMemcpyHtoA_v2, cuMemcpyHtoAAsync_v2, VGS_LIST(CUarray array, size_t offset, const void *from, size_t bytes),
+         from, host_to_array(array, offset, from, bytes))
 VGS_COPY(cuMemcpyAtoH_v2, cuMemcpyAtoHAsync_v2, VGS_LIST(void *to, CUarray array, size_t offset, size_t bytes), to,
          array_to_host(to, array, offset, bytes))

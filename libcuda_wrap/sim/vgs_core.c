@@ -72,7 +72,9 @@ VGS_API cuInit(unsigned int Flags)
     if (vgs_ready == VGS_READY)
         return vgs_enter(__func__);
     pthread_mutex_lock(&init_lock);
-    CUresult result = vgs_ready == VGS_FORKED ? CUDA_ERROR_NOT_INITIALIZED : vgs_ready == VGS_READY ? CUDA_SUCCESS : start();
+    CUresult result = vgs_ready == VGS_FORKED  ? CUDA_ERROR_NOT_INITIALIZED
+                      : vgs_ready == VGS_READY ? CUDA_SUCCESS
+                                               : start();
     if (result == CUDA_SUCCESS && vgs_any_fault)
         result = fault_of(__func__);
     if (result == CUDA_SUCCESS)

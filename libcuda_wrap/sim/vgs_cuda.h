@@ -14,8 +14,8 @@ typedef void (*CUstreamCallback)(CUstream stream, CUresult status, void *user_da
 typedef size_t (*CUoccupancyB2DSize)(int block_size);
 
 typedef struct {
-    int maxThreadsPerBlock, maxThreadsDim[3], maxGridSize[3], sharedMemPerBlock, totalConstantMemory, SIMDWidth, memPitch, regsPerBlock,
-        clockRate, textureAlign;
+    int maxThreadsPerBlock, maxThreadsDim[3], maxGridSize[3], sharedMemPerBlock, totalConstantMemory, SIMDWidth,
+        memPitch, regsPerBlock, clockRate, textureAlign;
 } CUdevprop;
 
 typedef struct {

@@ -12,34 +12,34 @@
 #include "vgs_fault.h"
 #include "vgs_region.h"
 
-#define VGS_API __attribute__((visibility("default"))) CUresult
+#define VGS_API       __attribute__((visibility("default"))) CUresult
 #define VGS_LIKELY(x) __builtin_expect(!!(x), 1)
 
 /* Every exported function begins with it: not initialised, a forked child, a fault that was asked for. */
-#define VGS_ENTER()                                                                                                                        \
-    do {                                                                                                                                   \
-        CUresult early_ = vgs_enter(__func__);                                                                                             \
-        if (early_ != CUDA_SUCCESS)                                                                                                        \
-            return early_;                                                                                                                 \
+#define VGS_ENTER()                                                                                                    \
+    do {                                                                                                               \
+        CUresult early_ = vgs_enter(__func__);                                                                         \
+        if (early_ != CUDA_SUCCESS)                                                                                    \
+            return early_;                                                                                             \
     } while (0)
 /* …and one that needs a current context, which is then `ctx`. */
-#define VGS_ENTER_CONTEXT()                                                                                                                \
-    VGS_ENTER();                                                                                                                           \
-    CUcontext ctx = vgs_context();                                                                                                         \
-    if (!ctx)                                                                                                                              \
+#define VGS_ENTER_CONTEXT()                                                                                            \
+    VGS_ENTER();                                                                                                       \
+    CUcontext ctx = vgs_context();                                                                                     \
+    if (!ctx)                                                                                                          \
     return CUDA_ERROR_INVALID_CONTEXT
-#define VGS_CHECK(condition, error)                                                                                                        \
-    do {                                                                                                                                   \
-        if (!(condition))                                                                                                                  \
-            return error;                                                                                                                  \
+#define VGS_CHECK(condition, error)                                                                                    \
+    do {                                                                                                               \
+        if (!(condition))                                                                                              \
+            return error;                                                                                              \
     } while (0)
 #define VGS_VALUE(condition) VGS_CHECK(condition, CUDA_ERROR_INVALID_VALUE)
 
 enum vgs_ready { VGS_NOT_READY, VGS_READY, VGS_FORKED };
 extern int vgs_ready;
-extern struct vgs_visible vgs_gpus;     /* device ordinal -> GPU; filled by cuInit */
+extern struct vgs_visible vgs_gpus; /* device ordinal -> GPU; filled by cuInit */
 CUresult vgs_enter_slow(const char *function);
-int vgs_cuda_version(void);             /* also before cuInit */
+int vgs_cuda_version(void); /* also before cuInit */
 
 static inline CUresult vgs_enter(const char *function)
 {
@@ -50,7 +50,18 @@ static inline CUresult vgs_enter(const char *function)
 
 /* Handles. A deleted one keeps its memory, so that its late use is an error and not a crash. */
 enum vgs_kind {
-    VGS_CONTEXT = 1, VGS_STREAM, VGS_EVENT, VGS_MODULE, VGS_FUNCTION, VGS_ARRAY, VGS_MIPMAP, VGS_POOL, VGS_PHYSICAL, VGS_GRAPH, VGS_NODE, VGS_EXEC,
+    VGS_CONTEXT = 1,
+    VGS_STREAM,
+    VGS_EVENT,
+    VGS_MODULE,
+    VGS_FUNCTION,
+    VGS_ARRAY,
+    VGS_MIPMAP,
+    VGS_POOL,
+    VGS_PHYSICAL,
+    VGS_GRAPH,
+    VGS_NODE,
+    VGS_EXEC,
     VGS_KINDS
 };
 struct vgs_object {
@@ -67,34 +78,34 @@ void *vgs_each(enum vgs_kind kind, CUcontext ctx, bool (*visit)(void *object, vo
 
 struct CUstream_st {
     struct vgs_object head;
-    uint64_t ready_ns;    /* when all that was queued so far is done */
+    uint64_t ready_ns; /* when all that was queued so far is done */
     uint64_t id;
     uint64_t host_queued; /* host functions asked for and run: vgs_stream.c */
     uint64_t host_done;
     unsigned int flags;
     int priority;
-    CUgraph capture;      /* not NULL: operations become its nodes */
+    CUgraph capture; /* not NULL: operations become its nodes */
     uint64_t capture_id;
 };
 
 #define VGS_LIMITS 10
 struct CUctx_st {
     struct vgs_object head;
-    CUdevice device;      /* ordinal in this process */
-    uint32_t gpu;         /* in vgs_state */
+    CUdevice device; /* ordinal in this process */
+    uint32_t gpu;    /* in vgs_state */
     unsigned int flags, api_version;
     uint64_t id;
     bool primary, dead;
-    uint32_t retained;    /* primary: by cuDevicePrimaryCtxRetain */
-    uint64_t charged;     /* bytes of the context itself */
-    uint32_t peers;       /* bit per device ordinal */
+    uint32_t retained; /* primary: by cuDevicePrimaryCtxRetain */
+    uint64_t charged;  /* bytes of the context itself */
+    uint32_t peers;    /* bit per device ordinal */
     size_t limits[VGS_LIMITS];
     struct CUstream_st main; /* the stream that NULL means */
 };
-CUcontext vgs_context(void);             /* the calling thread's, NULL if none or destroyed */
+CUcontext vgs_context(void);                              /* the calling thread's, NULL if none or destroyed */
 CUresult vgs_context_of(CUcontext given, CUcontext *out); /* given, or the current one for NULL */
 bool vgs_device_ok(CUdevice device);
-CUcontext vgs_primary(CUdevice device);  /* active, or NULL */
+CUcontext vgs_primary(CUdevice device); /* active, or NULL */
 /* NULL: no such stream, or no context. Handles 0, 1 and 2 are the default streams. */
 CUstream vgs_stream(CUstream handle);
 void vgs_wait_stream(CUstream stream);
@@ -134,8 +145,8 @@ void vgs_free_all_of(CUcontext ctx);
 bool vgs_accessible(CUdeviceptr address, size_t size);
 bool vgs_mapped(CUdeviceptr address, size_t size); /* within a reserved range: vgs_vmm.c */
 void vgs_pool_free(CUdeviceptr base, struct vgs_block *block);
-void vgs_pools_settle(CUcontext ctx);    /* at a synchronisation: gives back above the release threshold */
-uint64_t vgs_pools_trim(void);           /* before out of memory */
+void vgs_pools_settle(CUcontext ctx); /* at a synchronisation: gives back above the release threshold */
+uint64_t vgs_pools_trim(void);        /* before out of memory */
 CUmemoryPool vgs_default_pool(CUdevice device);
 
 struct CUarray_st {
@@ -156,7 +167,14 @@ struct CUfunc_st {
 uint64_t vgs_kernel_ns(CUfunction function);
 
 /* In a capture the operation becomes a node and true is returned. `operation` is copied. */
-enum vgs_node_kind { VGS_NODE_KERNEL = 0, VGS_NODE_MEMCPY = 1, VGS_NODE_MEMSET = 2, VGS_NODE_HOST = 3, VGS_NODE_CHILD = 4, VGS_NODE_EMPTY = 5 };
+enum vgs_node_kind {
+    VGS_NODE_KERNEL = 0,
+    VGS_NODE_MEMCPY = 1,
+    VGS_NODE_MEMSET = 2,
+    VGS_NODE_HOST = 3,
+    VGS_NODE_CHILD = 4,
+    VGS_NODE_EMPTY = 5
+};
 struct vgs_operation {
     enum vgs_node_kind kind;
     union {

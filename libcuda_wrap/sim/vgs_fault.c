@@ -96,7 +96,8 @@ void vgs_read_faults(void)
 static bool means(const char *name, const char *function)
 {
     size_t length = strlen(name);
-    return strncmp(name, function, length) == 0 && (function[length] == '\0' || strncmp(function + length, "_v", 2) == 0);
+    return strncmp(name, function, length) == 0 &&
+           (function[length] == '\0' || strncmp(function + length, "_v", 2) == 0);
 }
 
 int vgs_fault(const char *function)
@@ -110,7 +111,8 @@ int vgs_fault(const char *function)
             result = VGS_FAULT_LOST;
         else if (rule->kind == RULE_SLOW && means(rule->function, function))
             delay_ns += rule->delay_ns;
-        else if (rule->kind == RULE_FAIL && means(rule->function, function) && (++rule->calls == rule->nth || rule->nth == 0))
+        else if (rule->kind == RULE_FAIL && means(rule->function, function) &&
+                 (++rule->calls == rule->nth || rule->nth == 0))
             result = rule->code;
     }
     pthread_mutex_unlock(&rules_lock);

@@ -24,7 +24,8 @@ struct CUgraphExec_st {
     struct vgs_operation *operations;
 };
 
-static CUresult add(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies, size_t count, const struct vgs_operation *operation)
+static CUresult add(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies, size_t count,
+                    const struct vgs_operation *operation)
 {
     VGS_VALUE(vgs_valid(graph, VGS_GRAPH) && (dependencies || !count));
     for (size_t i = 0; i < count; i++)
@@ -66,7 +67,8 @@ VGS_API cuGraphDestroy(CUgraph graph)
     return CUDA_SUCCESS;
 }
 
-static CUresult add_kernel(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count, CUDA_KERNEL_NODE_PARAMS params)
+static CUresult add_kernel(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
+                           CUDA_KERNEL_NODE_PARAMS params)
 {
     if (!params.func)
         params.func = params.kern;
@@ -75,7 +77,8 @@ static CUresult add_kernel(CUgraphNode *node, CUgraph graph, const CUgraphNode *
     return add(node, graph, dependencies, count, &operation);
 }
 
-VGS_API cuGraphAddKernelNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count, const CUDA_KERNEL_NODE_PARAMS *params)
+VGS_API cuGraphAddKernelNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
+                             const CUDA_KERNEL_NODE_PARAMS *params)
 {
     VGS_ENTER();
     VGS_VALUE(params);
@@ -84,14 +87,16 @@ VGS_API cuGraphAddKernelNode(CUgraphNode *node, CUgraph graph, const CUgraphNode
     return add_kernel(node, graph, dependencies, count, known);
 }
 
-VGS_API cuGraphAddKernelNode_v2(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count, const CUDA_KERNEL_NODE_PARAMS *params)
+VGS_API cuGraphAddKernelNode_v2(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
+                                const CUDA_KERNEL_NODE_PARAMS *params)
 {
     VGS_ENTER();
     VGS_VALUE(params);
     return add_kernel(node, graph, dependencies, count, *params);
 }
 
-VGS_API cuGraphAddMemcpyNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count, const CUDA_MEMCPY3D *copy, CUcontext ctx)
+VGS_API cuGraphAddMemcpyNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
+                             const CUDA_MEMCPY3D *copy, CUcontext ctx)
 {
     VGS_ENTER();
     VGS_VALUE(node && copy);
@@ -100,8 +105,8 @@ VGS_API cuGraphAddMemcpyNode(CUgraphNode *node, CUgraph graph, const CUgraphNode
     return add(node, graph, dependencies, count, &operation);
 }
 
-VGS_API cuGraphAddMemsetNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count, const CUDA_MEMSET_NODE_PARAMS *set,
-                             CUcontext ctx)
+VGS_API cuGraphAddMemsetNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
+                             const CUDA_MEMSET_NODE_PARAMS *set, CUcontext ctx)
 {
     VGS_ENTER();
     VGS_VALUE(node && set && (set->elementSize == 1 || set->elementSize == 2 || set->elementSize == 4));
@@ -110,7 +115,8 @@ VGS_API cuGraphAddMemsetNode(CUgraphNode *node, CUgraph graph, const CUgraphNode
     return add(node, graph, dependencies, count, &operation);
 }
 
-VGS_API cuGraphAddHostNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count, const CUDA_HOST_NODE_PARAMS *host)
+VGS_API cuGraphAddHostNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
+                           const CUDA_HOST_NODE_PARAMS *host)
 {
     VGS_ENTER();
     VGS_VALUE(node && host && host->fn);
@@ -126,7 +132,8 @@ VGS_API cuGraphAddEmptyNode(CUgraphNode *node, CUgraph graph, const CUgraphNode 
     return add(node, graph, dependencies, count, &operation);
 }
 
-VGS_API cuGraphAddChildGraphNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count, CUgraph child)
+VGS_API cuGraphAddChildGraphNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
+                                 CUgraph child)
 {
     VGS_ENTER();
     VGS_VALUE(node && vgs_valid(child, VGS_GRAPH) && child != graph);
@@ -277,7 +284,8 @@ static CUresult begin_capture(CUstream hStream, int mode)
     CUstream stream = vgs_stream(hStream);
     VGS_CHECK(stream, vgs_context() ? CUDA_ERROR_INVALID_HANDLE : CUDA_ERROR_INVALID_CONTEXT);
     VGS_VALUE(mode >= 0 && mode <= 2);
-    VGS_CHECK(stream != &stream->head.ctx->main, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED); /* the legacy stream cannot be captured */
+    VGS_CHECK(stream != &stream->head.ctx->main,
+              CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED); /* the legacy stream cannot be captured */
     VGS_CHECK(!stream->capture, CUDA_ERROR_ILLEGAL_STATE);
     CUgraph graph = vgs_new(VGS_GRAPH, sizeof *graph, NULL);
     VGS_CHECK(graph, CUDA_ERROR_OUT_OF_MEMORY);
@@ -343,7 +351,8 @@ VGS_API cuStreamGetCaptureInfo(CUstream hStream, int *status, cuuint64_t *id)
     return result;
 }
 
-VGS_API cuStreamGetCaptureInfo_v2(CUstream hStream, int *status, cuuint64_t *id, CUgraph *graph, const CUgraphNode **dependencies, size_t *count)
+VGS_API cuStreamGetCaptureInfo_v2(CUstream hStream, int *status, cuuint64_t *id, CUgraph *graph,
+                                  const CUgraphNode **dependencies, size_t *count)
 {
     VGS_ENTER();
     CUresult result = cuStreamGetCaptureInfo(hStream, status, id);

@@ -3,7 +3,7 @@
 
 #include "vgs_driver.h"
 
-#define MAX_THREADS 1024u
+#define MAX_THREADS    1024u
 #define THREADS_PER_SM 2048
 
 static uint64_t default_ns = 10000;
@@ -38,16 +38,17 @@ static CUresult launch(const CUDA_KERNEL_NODE_PARAMS *p, CUstream handle)
     return CUDA_SUCCESS;
 }
 
-VGS_API cuLaunchKernel(CUfunction f, unsigned int gx, unsigned int gy, unsigned int gz, unsigned int bx, unsigned int by, unsigned int bz,
-                       unsigned int shared, CUstream stream, void **params, void **extra)
+VGS_API cuLaunchKernel(CUfunction f, unsigned int gx, unsigned int gy, unsigned int gz, unsigned int bx,
+                       unsigned int by, unsigned int bz, unsigned int shared, CUstream stream, void **params,
+                       void **extra)
 {
     VGS_ENTER();
     const CUDA_KERNEL_NODE_PARAMS p = {f, gx, gy, gz, bx, by, bz, shared, params, extra, NULL, NULL};
     return launch(&p, stream);
 }
 
-VGS_API cuLaunchCooperativeKernel(CUfunction f, unsigned int gx, unsigned int gy, unsigned int gz, unsigned int bx, unsigned int by, unsigned int bz,
-                                  unsigned int shared, CUstream stream, void **params)
+VGS_API cuLaunchCooperativeKernel(CUfunction f, unsigned int gx, unsigned int gy, unsigned int gz, unsigned int bx,
+                                  unsigned int by, unsigned int bz, unsigned int shared, CUstream stream, void **params)
 {
     VGS_ENTER();
     const CUDA_KERNEL_NODE_PARAMS p = {f, gx, gy, gz, bx, by, bz, shared, params, NULL, NULL, NULL};
@@ -58,8 +59,9 @@ VGS_API cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **params, v
 {
     VGS_ENTER();
     VGS_VALUE(c && (c->numAttrs == 0 || c->attrs));
-    const CUDA_KERNEL_NODE_PARAMS p = {f,     c->gridDimX, c->gridDimY, c->gridDimZ, c->blockDimX, c->blockDimY, c->blockDimZ, c->sharedMemBytes, params,
-                                       extra, NULL,        NULL};
+    const CUDA_KERNEL_NODE_PARAMS p = {
+        f,      c->gridDimX, c->gridDimY, c->gridDimZ, c->blockDimX, c->blockDimY, c->blockDimZ, c->sharedMemBytes,
+        params, extra,       NULL,        NULL};
     return launch(&p, c->hStream);
 }
 
@@ -120,21 +122,24 @@ VGS_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunction f, i
     return blocks_per_sm(blocks, f, blockSize, shared);
 }
 
-VGS_API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, CUfunction f, int blockSize, size_t shared, unsigned int flags)
+VGS_API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, CUfunction f, int blockSize, size_t shared,
+                                                             unsigned int flags)
 {
     VGS_ENTER();
     VGS_VALUE(flags <= 1);
     return blocks_per_sm(blocks, f, blockSize, shared);
 }
 
-static CUresult best_block(int *minGridSize, int *blockSize, CUfunction f, CUoccupancyB2DSize size_of, size_t shared, int limit)
+static CUresult best_block(int *minGridSize, int *blockSize, CUfunction f, CUoccupancyB2DSize size_of, size_t shared,
+                           int limit)
 {
     VGS_VALUE(minGridSize && blockSize);
     VGS_CHECK(vgs_valid(f, VGS_FUNCTION), CUDA_ERROR_INVALID_HANDLE);
     int best = 0, threads = 0;
     for (int size = limit > 0 && limit < 1024 ? limit / 32 * 32 : 1024; size >= 32; size -= 32) {
         int blocks;
-        if (blocks_per_sm(&blocks, f, size, size_of ? size_of(size) : shared) == CUDA_SUCCESS && blocks * size > threads) {
+        if (blocks_per_sm(&blocks, f, size, size_of ? size_of(size) : shared) == CUDA_SUCCESS &&
+            blocks * size > threads) {
             threads = blocks * size;
             best = size;
             *minGridSize = blocks * 132;
@@ -145,13 +150,15 @@ static CUresult best_block(int *minGridSize, int *blockSize, CUfunction f, CUocc
     return CUDA_SUCCESS;
 }
 
-VGS_API cuOccupancyMaxPotentialBlockSize(int *minGridSize, int *blockSize, CUfunction f, CUoccupancyB2DSize size_of, size_t shared, int limit)
+VGS_API cuOccupancyMaxPotentialBlockSize(int *minGridSize, int *blockSize, CUfunction f, CUoccupancyB2DSize size_of,
+                                         size_t shared, int limit)
 {
     VGS_ENTER();
     return best_block(minGridSize, blockSize, f, size_of, shared, limit);
 }
 
-VGS_API cuOccupancyMaxPotentialBlockSizeWithFlags(int *minGridSize, int *blockSize, CUfunction f, CUoccupancyB2DSize size_of, size_t shared, int limit,
+VGS_API cuOccupancyMaxPotentialBlockSizeWithFlags(int *minGridSize, int *blockSize, CUfunction f,
+                                                  CUoccupancyB2DSize size_of, size_t shared, int limit,
                                                   unsigned int flags)
 {
     VGS_ENTER();

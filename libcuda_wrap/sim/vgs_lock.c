@@ -7,8 +7,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define WAITED 0x80000000u
-#define SPINS 100
+#define WAITED      0x80000000u
+#define SPINS       100
 #define PATIENCE_NS 1000000 /* then see whether the owner lives */
 
 static void recount(uint32_t gpu)

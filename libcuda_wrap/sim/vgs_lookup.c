@@ -5,7 +5,7 @@
 
 #include "vgs_driver.h"
 
-#define LEGACY 1u
+#define LEGACY     1u
 #define PER_THREAD 2u
 
 /* Exports that we do not implement end here (generated; see build.py). */
@@ -31,7 +31,8 @@ static const struct vgs_export *first_row(const char *name)
 
 static CUdriverProcAddressQueryResult look_up(const char *name, void **pfn, int version, bool per_thread)
 {
-    const struct vgs_export *row = vgs_symbol_is_missing(name) ? NULL : first_row(name), *best = NULL, *end = vgs_exports + vgs_export_count;
+    const struct vgs_export *row = vgs_symbol_is_missing(name) ? NULL : first_row(name), *best = NULL,
+                            *end = vgs_exports + vgs_export_count;
     *pfn = NULL;
     if (!row)
         return CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
@@ -47,7 +48,8 @@ static CUdriverProcAddressQueryResult look_up(const char *name, void **pfn, int 
     return CU_GET_PROC_ADDRESS_SUCCESS;
 }
 
-VGS_API cuGetProcAddress_v2(const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags, CUdriverProcAddressQueryResult *symbolStatus)
+VGS_API cuGetProcAddress_v2(const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags,
+                            CUdriverProcAddressQueryResult *symbolStatus)
 {
     const int version = vgs_cuda_version();
     VGS_VALUE(symbol && *symbol && pfn && cudaVersion >= 2000 && cudaVersion <= version && flags <= PER_THREAD);

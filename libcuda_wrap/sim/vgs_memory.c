@@ -66,7 +66,8 @@ VGS_API cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytesize)
     return vgs_take_memory(ctx, bytesize, VGS_DEVICE, 0, dptr);
 }
 
-VGS_API cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthInBytes, size_t Height, unsigned int ElementSizeBytes)
+VGS_API cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthInBytes, size_t Height,
+                           unsigned int ElementSizeBytes)
 {
     VGS_ENTER_CONTEXT();
     VGS_VALUE(dptr && pPitch && WidthInBytes && Height);
@@ -91,7 +92,8 @@ VGS_API cuMemFree_v2(CUdeviceptr dptr)
     VGS_ENTER_CONTEXT();
     CUdeviceptr base;
     struct vgs_block *block = vgs_arena_find(dptr, &base);
-    VGS_VALUE(block && base == dptr && (block->kind == VGS_DEVICE || block->kind == VGS_MANAGED || block->kind == VGS_POOLED));
+    VGS_VALUE(block && base == dptr &&
+              (block->kind == VGS_DEVICE || block->kind == VGS_MANAGED || block->kind == VGS_POOLED));
     vgs_free_memory(base, block);
     return CUDA_SUCCESS;
 }
@@ -169,7 +171,8 @@ static pthread_mutex_t registered_lock = PTHREAD_MUTEX_INITIALIZER;
 static int find_registered(const void *p)
 {
     for (int i = 0; i < REGISTERED; i++)
-        if (registered[i].begin && (const char *)p >= (char *)registered[i].begin && (const char *)p < (char *)registered[i].begin + registered[i].size)
+        if (registered[i].begin && (const char *)p >= (char *)registered[i].begin &&
+            (const char *)p < (char *)registered[i].begin + registered[i].size)
             return i;
     return -1;
 }

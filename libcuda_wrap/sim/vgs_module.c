@@ -66,7 +66,7 @@ static CUresult function_of(CUfunction *out, CUmodule module, const char *name)
     struct wanted wanted = {module, name};
     VGS_VALUE(out && name);
     VGS_CHECK(vgs_valid(module, VGS_MODULE), CUDA_ERROR_INVALID_HANDLE);
-    VGS_CHECK(*name && strlen(name) < sizeof (*out)->name, CUDA_ERROR_NOT_FOUND);
+    VGS_CHECK(*name && strlen(name) < sizeof(*out)->name, CUDA_ERROR_NOT_FOUND);
     CUfunction function = vgs_each(VGS_FUNCTION, NULL, is_wanted, &wanted);
     if (!function) {
         function = vgs_new(VGS_FUNCTION, sizeof *function, module->head.ctx);
@@ -137,8 +137,8 @@ VGS_API cuModuleGetLoadingMode(int *mode)
     return CUDA_SUCCESS;
 }
 
-VGS_API cuLibraryLoadData(CUlibrary *library, const void *code, int *jit, void **jit_values, unsigned int jit_count, int *options, void **values,
-                          unsigned int count)
+VGS_API cuLibraryLoadData(CUlibrary *library, const void *code, int *jit, void **jit_values, unsigned int jit_count,
+                          int *options, void **values, unsigned int count)
 {
     VGS_ENTER();
     VGS_VALUE((jit_count == 0 || (jit && jit_values)) && (count == 0 || options));
@@ -146,8 +146,8 @@ VGS_API cuLibraryLoadData(CUlibrary *library, const void *code, int *jit, void *
     return load((CUmodule *)library, code, NULL);
 }
 
-VGS_API cuLibraryLoadFromFile(CUlibrary *library, const char *path, int *jit, void **jit_values, unsigned int jit_count, int *options, void **values,
-                              unsigned int count)
+VGS_API cuLibraryLoadFromFile(CUlibrary *library, const char *path, int *jit, void **jit_values, unsigned int jit_count,
+                              int *options, void **values, unsigned int count)
 {
     VGS_ENTER();
     VGS_VALUE((jit_count == 0 || (jit && jit_values)) && (count == 0 || options));

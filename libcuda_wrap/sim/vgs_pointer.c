@@ -4,8 +4,27 @@
 #include "vgs_driver.h"
 
 enum attribute {
-    CONTEXT = 1, MEMORY_TYPE, DEVICE_POINTER, HOST_POINTER, P2P_TOKENS, SYNC_MEMOPS, BUFFER_ID, IS_MANAGED, DEVICE_ORDINAL, IPC_CAPABLE, RANGE_START,
-    RANGE_SIZE, MAPPED, HANDLE_TYPES, RDMA_CAPABLE, ACCESS_FLAGS, MEMPOOL_HANDLE, MAPPING_SIZE, MAPPING_BASE, BLOCK_ID, HW_DECOMPRESS
+    CONTEXT = 1,
+    MEMORY_TYPE,
+    DEVICE_POINTER,
+    HOST_POINTER,
+    P2P_TOKENS,
+    SYNC_MEMOPS,
+    BUFFER_ID,
+    IS_MANAGED,
+    DEVICE_ORDINAL,
+    IPC_CAPABLE,
+    RANGE_START,
+    RANGE_SIZE,
+    MAPPED,
+    HANDLE_TYPES,
+    RDMA_CAPABLE,
+    ACCESS_FLAGS,
+    MEMPOOL_HANDLE,
+    MAPPING_SIZE,
+    MAPPING_BASE,
+    BLOCK_ID,
+    HW_DECOMPRESS
 };
 
 static int ordinal_of(uint32_t gpu)
@@ -16,7 +35,8 @@ static int ordinal_of(uint32_t gpu)
     return -2; /* the driver's word for a pointer of no device */
 }
 
-static CUresult attribute_of(void *data, int attribute, CUdeviceptr ptr, CUdeviceptr base, const struct vgs_block *block)
+static CUresult attribute_of(void *data, int attribute, CUdeviceptr ptr, CUdeviceptr base,
+                             const struct vgs_block *block)
 {
     switch (attribute) {
     case CONTEXT:
@@ -141,7 +161,8 @@ VGS_API cuMemPrefetchAsync(CUdeviceptr devPtr, size_t count, CUdevice dstDevice,
     return CUDA_SUCCESS;
 }
 
-VGS_API cuMemPrefetchAsync_v2(CUdeviceptr devPtr, size_t count, CUmemLocation location, unsigned int flags, CUstream hStream)
+VGS_API cuMemPrefetchAsync_v2(CUdeviceptr devPtr, size_t count, CUmemLocation location, unsigned int flags,
+                              CUstream hStream)
 {
     VGS_ENTER_CONTEXT();
     VGS_VALUE(is_managed(devPtr, count) && flags == 0);

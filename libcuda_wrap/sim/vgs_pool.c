@@ -7,7 +7,16 @@
 
 #define PIECE (2ull << 20) /* a pool's reserve grows by whole pieces */
 
-enum pool_attribute { REUSE_FOLLOW = 1, REUSE_OPPORTUNISTIC, REUSE_INTERNAL, RELEASE_THRESHOLD, RESERVED_CURRENT, RESERVED_HIGH, USED_CURRENT, USED_HIGH };
+enum pool_attribute {
+    REUSE_FOLLOW = 1,
+    REUSE_OPPORTUNISTIC,
+    REUSE_INTERNAL,
+    RELEASE_THRESHOLD,
+    RESERVED_CURRENT,
+    RESERVED_HIGH,
+    USED_CURRENT,
+    USED_HIGH
+};
 
 struct CUmemPoolHandle_st {
     struct vgs_object head;
@@ -126,7 +135,8 @@ static CUresult take(CUdeviceptr *dptr, size_t size, CUmemoryPool pool, CUstream
     bool taken = pool_takes(pool, size);
     pthread_mutex_unlock(&pool_lock);
     VGS_CHECK(taken, CUDA_ERROR_OUT_OF_MEMORY);
-    struct vgs_block block = {.size = size, .ctx = stream->head.ctx, .gpu = gpu_of(pool), .kind = VGS_POOLED, .pool = pool};
+    struct vgs_block block = {
+        .size = size, .ctx = stream->head.ctx, .gpu = gpu_of(pool), .kind = VGS_POOLED, .pool = pool};
     CUdeviceptr base = vgs_arena_take(&block);
     if (!base) {
         pthread_mutex_lock(&pool_lock);
@@ -175,7 +185,8 @@ VGS_API cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream)
     VGS_CHECK(!stream->capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
     CUdeviceptr base;
     struct vgs_block *block = vgs_arena_find(dptr, &base);
-    VGS_VALUE(block && base == dptr && (block->kind == VGS_POOLED || block->kind == VGS_DEVICE || block->kind == VGS_MANAGED));
+    VGS_VALUE(block && base == dptr &&
+              (block->kind == VGS_POOLED || block->kind == VGS_DEVICE || block->kind == VGS_MANAGED));
     vgs_free_memory(base, block);
     return CUDA_SUCCESS;
 }

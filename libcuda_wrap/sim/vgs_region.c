@@ -39,8 +39,8 @@ static int open_in_dir(const char *name, int flags)
 
 static bool header_is_ours(const struct vgs_state *state)
 {
-    return state->magic == VGS_MAGIC && state->version == VGS_VERSION && state->bytes == sizeof *state && state->gpu_count >= 1 &&
-           state->gpu_count <= VGS_MAX_GPUS && state->slot_count == VGS_MAX_SLOTS;
+    return state->magic == VGS_MAGIC && state->version == VGS_VERSION && state->bytes == sizeof *state &&
+           state->gpu_count >= 1 && state->gpu_count <= VGS_MAX_GPUS && state->slot_count == VGS_MAX_SLOTS;
 }
 
 enum vgs_open_result vgs_open(void)
@@ -194,7 +194,8 @@ bool vgs_take_slot(void)
         mine->pid_ns = own_pid_namespace();
         mine->start_ns = vgs_now_ns();
         uint32_t high = __atomic_load_n(&vgs_state->slot_high, __ATOMIC_RELAXED);
-        while (high <= slot && !__atomic_compare_exchange_n(&vgs_state->slot_high, &high, slot + 1, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        while (high <= slot && !__atomic_compare_exchange_n(&vgs_state->slot_high, &high, slot + 1, false,
+                                                            __ATOMIC_RELAXED, __ATOMIC_RELAXED))
             ;
         __atomic_store_n(&mine->pid, (uint64_t)getpid(), __ATOMIC_RELEASE);
         vgs_slot = slot;

@@ -8,7 +8,8 @@ CUresult vgs_set_now(const CUDA_MEMSET_NODE_PARAMS *set)
     size_t width = set->width * set->elementSize;
     if (width == 0 || set->height == 0)
         return CUDA_SUCCESS;
-    VGS_VALUE(set->dst % set->elementSize == 0 && (set->height == 1 || (set->pitch >= width && set->pitch % set->elementSize == 0)));
+    VGS_VALUE(set->dst % set->elementSize == 0 &&
+              (set->height == 1 || (set->pitch >= width && set->pitch % set->elementSize == 0)));
     VGS_VALUE(vgs_accessible(set->dst, set->pitch * (set->height - 1) + width));
     for (size_t y = 0; y < set->height; y++) {
         char *row = (char *)(uintptr_t)(set->dst + y * set->pitch);
@@ -21,38 +22,40 @@ CUresult vgs_set_now(const CUDA_MEMSET_NODE_PARAMS *set)
     return CUDA_SUCCESS;
 }
 
-static CUresult set_on(CUcontext ctx, CUstream handle, bool wait, CUdeviceptr dst, size_t pitch, unsigned int value, unsigned int element, size_t width,
-                       size_t height)
+static CUresult set_on(CUcontext ctx, CUstream handle, bool wait, CUdeviceptr dst, size_t pitch, unsigned int value,
+                       unsigned int element, size_t width, size_t height)
 {
     struct vgs_operation operation = {
         .kind = VGS_NODE_MEMSET,
-        .as.set = {.dst = dst, .pitch = pitch, .value = value, .elementSize = element, .width = width, .height = height},
+        .as.set =
+            {.dst = dst, .pitch = pitch, .value = value, .elementSize = element, .width = width, .height = height},
     };
     CUstream stream = wait ? &ctx->main : vgs_stream(handle);
     VGS_CHECK(stream, CUDA_ERROR_INVALID_HANDLE);
     return vgs_captured(stream, &operation) ? CUDA_SUCCESS : vgs_set_now(&operation.as.set);
 }
 
-#define VGS_SET(bits, type)                                                                                                                \
-    VGS_API cuMemsetD##bits##_v2(CUdeviceptr dst, type value, size_t n)                                                                    \
-    {                                                                                                                                      \
-        VGS_ENTER_CONTEXT();                                                                                                               \
-        return set_on(ctx, NULL, true, dst, 0, value, bits / 8, n, 1);                                                                     \
-    }                                                                                                                                      \
-    VGS_API cuMemsetD##bits##Async(CUdeviceptr dst, type value, size_t n, CUstream hStream)                                                \
-    {                                                                                                                                      \
-        VGS_ENTER_CONTEXT();                                                                                                               \
-        return set_on(ctx, hStream, false, dst, 0, value, bits / 8, n, 1);                                                                 \
-    }                                                                                                                                      \
-    VGS_API cuMemsetD2D##bits##_v2(CUdeviceptr dst, size_t pitch, type value, size_t width, size_t height)                                 \
-    {                                                                                                                                      \
-        VGS_ENTER_CONTEXT();                                                                                                               \
-        return set_on(ctx, NULL, true, dst, pitch, value, bits / 8, width, height);                                                        \
-    }                                                                                                                                      \
-    VGS_API cuMemsetD2D##bits##Async(CUdeviceptr dst, size_t pitch, type value, size_t width, size_t height, CUstream hStream)             \
-    {                                                                                                                                      \
-        VGS_ENTER_CONTEXT();                                                                                                               \
-        return set_on(ctx, hStream, false, dst, pitch, value, bits / 8, width, height);                                                    \
+#define VGS_SET(bits, type)                                                                                            \
+    VGS_API cuMemsetD##bits##_v2(CUdeviceptr dst, type value, size_t n)                                                \
+    {                                                                                                                  \
+        VGS_ENTER_CONTEXT();                                                                                           \
+        return set_on(ctx, NULL, true, dst, 0, value, bits / 8, n, 1);                                                 \
+    }                                                                                                                  \
+    VGS_API cuMemsetD##bits##Async(CUdeviceptr dst, type value, size_t n, CUstream hStream)                            \
+    {                                                                                                                  \
+        VGS_ENTER_CONTEXT();                                                                                           \
+        return set_on(ctx, hStream, false, dst, 0, value, bits / 8, n, 1);                                             \
+    }                                                                                                                  \
+    VGS_API cuMemsetD2D##bits##_v2(CUdeviceptr dst, size_t pitch, type value, size_t width, size_t height)             \
+    {                                                                                                                  \
+        VGS_ENTER_CONTEXT();                                                                                           \
+        return set_on(ctx, NULL, true, dst, pitch, value, bits / 8, width, height);                                    \
+    }                                                                                                                  \
+    VGS_API cuMemsetD2D##bits##Async(CUdeviceptr dst, size_t pitch, type value, size_t width, size_t height,           \
+                                     CUstream hStream)                                                                 \
+    {                                                                                                                  \
+        VGS_ENTER_CONTEXT();                                                                                           \
+        return set_on(ctx, hStream, false, dst, pitch, value, bits / 8, width, height);                                \
     }
 
 VGS_SET(8, unsigned char)

@@ -11,13 +11,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define VGS_MAGIC 0x53474756u /* "VGGS" */
-#define VGS_VERSION 1u
-#define VGS_MAX_GPUS 16u
+#define VGS_MAGIC     0x53474756u /* "VGGS" */
+#define VGS_VERSION   1u
+#define VGS_MAX_GPUS  16u
 #define VGS_MAX_SLOTS 1024u
 
 struct vgs_gpu {
-    char uuid[48];       /* "GPU-…" */
+    char uuid[48]; /* "GPU-…" */
     char name[64];
     char pci_bus_id[32]; /* "00000000:01:00.0" */
     uint64_t memory_bytes;
@@ -40,9 +40,9 @@ struct vgs_slot_gpu {
 };
 
 struct vgs_slot {
-    uint64_t pid;       /* in its own pid namespace; 0: free */
-    uint64_t pid_ns;    /* inode of /proc/self/ns/pid; 0: not known */
-    uint64_t start_ns;  /* CLOCK_MONOTONIC when the slot was taken */
+    uint64_t pid;      /* in its own pid namespace; 0: free */
+    uint64_t pid_ns;   /* inode of /proc/self/ns/pid; 0: not known */
+    uint64_t start_ns; /* CLOCK_MONOTONIC when the slot was taken */
     uint64_t reserved[5];
     struct vgs_slot_gpu gpus[VGS_MAX_GPUS];
 };
@@ -53,12 +53,12 @@ struct vgs_state {
     uint32_t bytes; /* of the whole file */
     uint32_t gpu_count;
     uint32_t slot_count;
-    uint32_t slot_high;      /* slots ever used: readers stop here */
-    uint32_t cuda_version;   /* 13000 is CUDA 13.0 */
-    uint32_t fault_count;    /* grows with each change of `fault` */
-    uint64_t context_bytes;  /* device memory that each context takes */
+    uint32_t slot_high;     /* slots ever used: readers stop here */
+    uint32_t cuda_version;  /* 13000 is CUDA 13.0 */
+    uint32_t fault_count;   /* grows with each change of `fault` */
+    uint64_t context_bytes; /* device memory that each context takes */
     char driver_version[24];
-    char fault[256];         /* as the environment's VGPU_SIM_FAULT, for all processes */
+    char fault[256]; /* as the environment's VGPU_SIM_FAULT, for all processes */
     uint8_t reserved[192];
     struct vgs_gpu gpus[VGS_MAX_GPUS];
     struct vgs_slot slots[VGS_MAX_SLOTS];

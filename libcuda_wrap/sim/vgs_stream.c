@@ -158,10 +158,10 @@ VGS_API cuStreamDestroy_v2(CUstream stream)
 }
 
 /* The function's stream is then `stream`, never NULL. */
-#define VGS_ENTER_STREAM()                                                                                                                 \
-    VGS_ENTER_CONTEXT();                                                                                                                   \
-    CUstream stream = vgs_stream(hStream);                                                                                                 \
-    (void)ctx;                                                                                                                             \
+#define VGS_ENTER_STREAM()                                                                                             \
+    VGS_ENTER_CONTEXT();                                                                                               \
+    CUstream stream = vgs_stream(hStream);                                                                             \
+    (void)ctx;                                                                                                         \
     VGS_CHECK(stream, CUDA_ERROR_INVALID_HANDLE)
 
 VGS_API cuStreamSynchronize(CUstream hStream)
@@ -177,7 +177,8 @@ VGS_API cuStreamQuery(CUstream hStream)
 {
     VGS_ENTER_STREAM();
     VGS_CHECK(!stream->capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
-    return vgs_now_ns() >= stream->ready_ns && host_is_done(stream, stream->host_queued) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+    return vgs_now_ns() >= stream->ready_ns && host_is_done(stream, stream->host_queued) ? CUDA_SUCCESS
+                                                                                         : CUDA_ERROR_NOT_READY;
 }
 
 VGS_API cuStreamGetFlags(CUstream hStream, unsigned int *flags)

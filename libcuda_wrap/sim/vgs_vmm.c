@@ -122,12 +122,14 @@ VGS_API cuMemAddressFree(CUdeviceptr ptr, size_t size)
     return CUDA_SUCCESS;
 }
 
-VGS_API cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CUmemAllocationProp *prop, unsigned long long flags)
+VGS_API cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CUmemAllocationProp *prop,
+                    unsigned long long flags)
 {
     VGS_ENTER();
     VGS_VALUE(handle && prop && flags == 0 && size && size % GRANULARITY == 0);
     VGS_VALUE(prop->type == CU_MEM_ALLOCATION_TYPE_PINNED);
-    VGS_CHECK(prop->location.type == CU_MEM_LOCATION_TYPE_DEVICE && prop->requestedHandleTypes == 0, CUDA_ERROR_NOT_SUPPORTED);
+    VGS_CHECK(prop->location.type == CU_MEM_LOCATION_TYPE_DEVICE && prop->requestedHandleTypes == 0,
+              CUDA_ERROR_NOT_SUPPORTED);
     VGS_CHECK(vgs_device_ok(prop->location.id), CUDA_ERROR_INVALID_DEVICE);
     uint32_t gpu = vgs_gpus.index[prop->location.id];
     VGS_CHECK(vgs_charge(gpu, size) || (vgs_pools_trim() && vgs_charge(gpu, size)), CUDA_ERROR_OUT_OF_MEMORY);
@@ -207,14 +209,16 @@ static CUresult map(CUdeviceptr ptr, size_t size, struct physical *physical)
     return CUDA_SUCCESS;
 }
 
-VGS_API cuMemMap(CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAllocationHandle handle, unsigned long long flags)
+VGS_API cuMemMap(CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAllocationHandle handle,
+                 unsigned long long flags)
 {
     VGS_ENTER();
     struct physical *physical = physical_of(handle);
     CUdeviceptr base;
     struct vgs_block *block = vgs_arena_find(ptr, &base);
     /* as the driver: the offset must be 0, and the allocation is mapped whole */
-    VGS_VALUE(physical && physical->handles && offset == 0 && flags == 0 && size == physical->size && ptr % GRANULARITY == 0);
+    VGS_VALUE(physical && physical->handles && offset == 0 && flags == 0 && size == physical->size &&
+              ptr % GRANULARITY == 0);
     VGS_VALUE(block && block->kind == VGS_RESERVED && size <= block->size - (ptr - base));
     pthread_mutex_lock(&vmm_lock);
     CUresult result = map(ptr, size, physical);
@@ -228,7 +232,8 @@ VGS_API cuMemUnmap(CUdeviceptr ptr, size_t size)
     VGS_VALUE(size && ptr % GRANULARITY == 0 && size % GRANULARITY == 0);
     pthread_mutex_lock(&vmm_lock);
     struct mapping *first = find_mapping(ptr), *last = find_mapping(ptr + size - 1);
-    bool whole = first && last && first->begin == ptr && last->begin + last->size == ptr + size && walk(ptr, size, false, -1);
+    bool whole =
+        first && last && first->begin == ptr && last->begin + last->size == ptr + size && walk(ptr, size, false, -1);
     for (struct mapping **link = &mappings; whole && *link;) {
         struct mapping *each = *link;
         if (each->begin < ptr || each->begin >= ptr + size) {
@@ -236,7 +241,8 @@ VGS_API cuMemUnmap(CUdeviceptr ptr, size_t size)
             continue;
         }
         *link = each->next;
-        mmap((void *)(uintptr_t)each->begin, each->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+        mmap((void *)(uintptr_t)each->begin, each->size, PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
         each->physical->mappings--;
         drop(each->physical);
         free(each);
