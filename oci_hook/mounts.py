@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from oci_hook.preflight import Copy, Found
 
+MAX_SHOWN = 256  # characters of a path in a message: whoever mends it needs the whole
 _PATH = os.O_PATH | os.O_CLOEXEC
 _FOLDER = os.O_PATH | os.O_DIRECTORY
 _ONE_NAME = syscalls.BENEATH | syscalls.NO_SYMLINKS | syscalls.NO_XDEV
@@ -59,7 +60,7 @@ class Source:
         try:
             again.tree = syscalls.clone_tree(self.tree)
         except OSError as error:
-            raise kernel_refused(f"prepare the mount of {shown(self.mount.source)}", error) from None
+            raise kernel_refused(f"prepare the mount of {shown(self.mount.source, MAX_SHOWN)}", error) from None
         return again
 
     def is_seen_at(self, status: os.stat_result) -> bool:
@@ -84,7 +85,7 @@ def _open_source(mount: Mount) -> Source:
     if status.st_uid not in (0, os.geteuid()) or (status.st_mode & 0o022 and not mount.writable):
         raise HostError(
             "VGPU-HOST-006",
-            f"{shown(mount.source)} is owned by user {status.st_uid} with mode {status.st_mode & 0o7777:04o}",
+            f"{shown(mount.source, MAX_SHOWN)} is owned by user {status.st_uid} with mode {status.st_mode & 0o7777:04o}",
             remedy=f"chown root: {mount.source} && chmod go-w {mount.source}",
         )
     return source
@@ -96,7 +97,7 @@ def identity(status: os.stat_result) -> tuple[int, int, int, int]:
 
 
 def _replaced(mount: Mount, what: str) -> HostError:
-    return HostError("VGPU-DEP-005", f"{shown(mount.source)} {what}", remedy="vgpu inventory --refresh")
+    return HostError("VGPU-DEP-005", f"{shown(mount.source, MAX_SHOWN)} {what}", remedy="vgpu inventory --refresh")
 
 
 def clone(source: Source) -> None:
@@ -110,7 +111,7 @@ def clone(source: Source) -> None:
         source.tree = syscalls.clone_tree(source.fd)
         syscalls.set_private_attributes(source.tree, attributes)
     except OSError as error:
-        raise kernel_refused(f"prepare the mount of {shown(source.mount.source)}", error) from None
+        raise kernel_refused(f"prepare the mount of {shown(source.mount.source, MAX_SHOWN)}", error) from None
 
 
 def kernel_refused(what: str, error: OSError) -> HostError:
@@ -262,7 +263,7 @@ class Container:
             return _image("VGPU-IMG-001", path, "is not a folder")
         if error.errno == errno.EROFS:
             return _image("VGPU-IMG-001", path, "cannot be made: the image's root is read-only even for the runtime")
-        return kernel_refused(f"open {shown(path)} in the image", error)
+        return kernel_refused(f"open {shown(path, MAX_SHOWN)} in the image", error)
 
     def _crossing(self, path: str) -> ImageError:
         """Whether a link of the image leads into another mount, or the container's own mount is in the way."""
@@ -293,7 +294,7 @@ class Container:
         except FileNotFoundError:
             fd = self._placeholder(target)
         except OSError as error:
-            raise kernel_refused(f"open {shown(target.path)} in the image", error) from None
+            raise kernel_refused(f"open {shown(target.path, MAX_SHOWN)} in the image", error) from None
         kind = stat.S_IFMT(os.fstat(fd).st_mode)
         if kind == stat.S_IFLNK:
             os.close(fd)
@@ -359,16 +360,16 @@ class Container:
         try:
             syscalls.attach(source.tree, target)
         except OSError as error:
-            raise kernel_refused(f"mount over {shown(path)}", error) from None
+            raise kernel_refused(f"mount over {shown(path, MAX_SHOWN)}", error) from None
 
 
 def _image(code: str, path: str, what: str) -> ImageError:
-    return ImageError(code, f"the image's {shown(path)} {what}", remedy=f"remove {path} from the image")
+    return ImageError(code, f"the image's {shown(path, MAX_SHOWN)} {what}", remedy=f"remove {path} from the image")
 
 
 def _covered(path: str) -> ImageError:
     return ImageError(
         "VGPU-IMG-003",
-        f"a mount of the container covers {shown(path)}, which the slice needs",
+        f"a mount of the container covers {shown(path, MAX_SHOWN)}, which the slice needs",
         remedy=f"mount it elsewhere than at or above {path}, and not as shared",
     )

@@ -57,7 +57,7 @@ class RootView:
             if os.fstat(fd).st_size > limit:
                 raise ImageError(
                     "VGPU-IMG-001",
-                    f"the image's {shown(path)} has more than {limit} bytes",
+                    f"the image's {shown(path, 256)} has more than {limit} bytes",
                     remedy="remove it from the image",
                 )
             return os.pread(fd, limit, 0)
@@ -96,7 +96,7 @@ class RootView:
                     if count >= _MAX_NAMES:
                         raise ImageError(
                             "VGPU-IMG-001",
-                            f"the image's folder {shown(folder)} has more than {_MAX_NAMES} entries",
+                            f"the image's folder {shown(folder, 256)} has more than {_MAX_NAMES} entries",
                             remedy="split the folder, or leave it out of the loader's path",
                         )
                     yield entry.name
