@@ -85,7 +85,7 @@ def _open_source(mount: Mount) -> Source:
     if status.st_uid not in (0, os.geteuid()) or (status.st_mode & 0o022 and not mount.writable):
         raise HostError(
             "VGPU-HOST-006",
-            f"{shown(mount.source, MAX_SHOWN)} is owned by user {status.st_uid} with mode {status.st_mode & 0o7777:04o}",
+            f"{shown(mount.source, MAX_SHOWN)} is user {status.st_uid}'s, with mode {status.st_mode & 0o7777:04o}",
             remedy=f"chown root: {mount.source} && chmod go-w {mount.source}",
         )
     return source
