@@ -5,7 +5,9 @@
 #define VGW_STEP() ((void)0) /* tests switch or end the process here: at every touch of shared memory */
 #endif
 
-#define VGW_SEQ_WORD    1023u      /* the sequence number's part in a GPU's word, */
+#ifndef VGW_SEQ_WORD
+#define VGW_SEQ_WORD 1023u /* the sequence number's part in a GPU's word (tests: less, so that it comes round), */
+#endif
 #define VGW_SEQ_PENDING 0x7ffffull /* in a slot's pending, */
 #define VGW_SEQ_HELD    0xfffffull /* and in its held */
 #define VGW_NEGATIVE    (1ull << 19)

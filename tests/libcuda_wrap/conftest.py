@@ -1,0 +1,43 @@
+"""The wrapper as it is installed (zig, glibc 2.17), and once more with the sanitizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.libcuda_wrap.wrapped import Box, simulated_driver
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return simulated_driver(tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture(scope="session")
+def boxes(tmp_path_factory: pytest.TempPathFactory, driver: Path) -> Callable[[str], Box]:
+    """A box per sanitizer, built when first asked for."""
+    made: dict[str, Box] = {}
+
+    def box(sanitize: str) -> Box:
+        if sanitize not in made:
+            made[sanitize] = Box.make(tmp_path_factory.mktemp("box"), sanitize, driver)
+        return made[sanitize]
+
+    return box
+
+
+@pytest.fixture(params=["", "address,undefined"], ids=["zig", "sanitized"])
+def box(request: pytest.FixtureRequest, boxes: Callable[[str], Box]) -> Iterator[Box]:
+    made = boxes(request.param)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def plain_box(boxes: Callable[[str], Box]) -> Iterator[Box]:
+    """As installed, for tests of many processes or of what other programs see."""
+    made = boxes("")
+    yield made
+    made.close()

@@ -1,0 +1,158 @@
+"""A container's folder without a container: wrapper and simulated driver in a box, with a quota and a usage file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from libcuda_wrap import bindings, build
+from libcuda_wrap.sim import build as sim_build
+from libcuda_wrap.sim import create
+from libcuda_wrap.toolchain import PACKAGE, Toolchain
+from oci_hook import quota_file
+from oci_hook.records import Slice
+
+C_TESTS = Path(__file__).parent / "c"
+GIB, MIB = 1 << 30, 1 << 20
+OK, INVALID_VALUE, OUT_OF_MEMORY, NOT_INITIALIZED, NO_DEVICE, INVALID_DEVICE = 0, 1, 2, 3, 100, 101
+NOT_SUPPORTED, NOT_READY = 801, 802
+
+
+@dataclass
+class Client:
+    """A running tests/libcuda_wrap/c/client.c."""
+
+    process: subprocess.Popen[str]
+
+    def ask(self, command: str) -> tuple[int, ...]:
+        """The numbers that it answers: the CUresult, then two values."""
+        return tuple(int(word) for word in self.words(command))
+
+    def words(self, command: str) -> list[str]:
+        self.tell(command)
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            _, said = self.process.communicate(timeout=10)
+            raise AssertionError(f"the client ended at {command!r}: {self.process.returncode} {said}")
+        return line.split()
+
+    def tell(self, command: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+
+    def ready(self, device: int = 0) -> Client:
+        assert self.ask("init")[0] == OK
+        assert self.ask(f"primary {device}")[0] == OK
+        return self
+
+    def end(self) -> str:
+        """Ends it as a program ends; what it said on standard error."""
+        _, said = self.process.communicate(timeout=20)
+        assert self.process.returncode == 0, said
+        return said
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=20)
+
+
+@dataclass
+class Box:
+    """folder: what is /usr/lib/vgpu in a container. Built for one --cc and --sanitize."""
+
+    folder: Path
+    sanitize: str
+    clients: list[Client] = field(default_factory=list)
+
+    @classmethod
+    def make(cls, folder: Path, sanitize: str, sim: Path) -> Box:
+        tools = Toolchain("gcc", sanitize) if sanitize else Toolchain()
+        for library in (build.CUDA, build.NVML):
+            build.wrapper(library, folder / "lib", tools, str(folder))
+        shutil.copy(sim / f"libcuda.so.{create.DRIVER_VERSION}", folder / "libvgpu-driver.so")
+        shutil.copy(sim / f"libnvidia-ml.so.{create.DRIVER_VERSION}", folder / "libvgpu-nvml.so")
+        flags = [f"-I{PACKAGE / 'include'}", f"-I{PACKAGE / 'generated'}", f"-L{sim}", "-l:libcuda.so.1", "-ldl"]
+        # programs are linked with the toolkit's stub of libcuda.so, and so are known to need every function
+        Toolchain("gcc", sanitize).program([C_TESTS / "client.c"], folder / "client", flags=flags)
+        return cls(folder, sanitize)
+
+    def fresh(self, *slices: Slice, gpus: int = 2, memory_bytes: int = 80 * GIB) -> None:
+        """New GPUs, a new quota, nothing used."""
+        shutil.rmtree(self.folder / "sim", ignore_errors=True)
+        create.create(self.folder / "sim", gpus, memory_bytes)
+        self.write("quota", quota_file.quota("c0ffee", slices, burst="hard", priority="normal"))
+        self.write("usage", quota_file.usage_header().ljust(quota_file.USAGE_BYTES, b"\0"))
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self.folder / name
+        path.unlink(missing_ok=True)
+        path.write_bytes(data)
+
+    def resize(self, gpu: int, memory_bytes: int) -> None:
+        """As the host does it while the container runs."""
+        types = bindings.ffi()
+        at = types.offsetof("struct vgw_quota", "gpus") + gpu * types.sizeof("struct vgw_quota_gpu")
+        with (self.folder / "quota").open("r+b") as file:
+            file.seek(at + types.offsetof("struct vgw_quota_gpu", "memory_bytes"))
+            file.write(struct.pack("<Q", memory_bytes))
+
+    def environment(self) -> dict[str, str]:
+        keep = {name: os.environ[name] for name in ("PATH",) if name in os.environ}
+        options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
+        return {
+            **keep,
+            **options,
+            "LD_LIBRARY_PATH": str(self.folder / "lib"),
+            "VGPU_SIM_DIR": str(self.folder / "sim"),
+        }
+
+    def client(self, **environment: str) -> Client:
+        process = subprocess.Popen(
+            [str(self.folder / "client")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**self.environment(), **environment},
+        )
+        self.clients.append(Client(process))
+        return self.clients[-1]
+
+    def run(self, command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            env={**self.environment(), **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def usage(self) -> bindings.Usage:
+        return bindings.read_usage(self.folder / "usage")
+
+    def used(self, gpu: int = 0) -> int:
+        return self.usage().gpus[gpu].used_bytes
+
+    def close(self) -> None:
+        for client in self.clients:
+            if client.process.poll() is None:
+                client.kill()
+        self.clients.clear()
+
+
+def part(index: int, memory_bytes: int) -> Slice:
+    """A slice of simulated GPU `index`."""
+    return Slice(index=index, uuid=create.gpu_uuid(index), memory_bytes=memory_bytes, cores_percent=100)
+
+
+def simulated_driver(folder: Path) -> Path:
+    sim_build.build(folder)
+    return folder
