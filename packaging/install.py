@@ -130,11 +130,11 @@ def _manifest(prefix: Path) -> dict[str, str]:
     try:
         found = json.loads((prefix / MANIFEST).read_bytes())["files"]
         return {str(name): str(digest) for name, digest in found.items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter is told when the first file is to be written
         return {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         why = f"{prefix / MANIFEST} cannot be read: {error}"
-        raise _refuse(why, f"remove {prefix} by hand and install again") from None
+        raise _refuse(why, "remove that file and install again") from None
 
 
 def _folder(prefix: Path, target: str) -> None:
