@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.harness import rootfs
+from tests.harness import leftovers, rootfs
 
 CGROUP = f"/vgpu-test-{os.getpid()}"  # parent of our containers' control groups; leftovers.remove_cgroups ends it
 _CAPABILITIES = [f"CAP_{name}" for name in (
@@ -204,8 +204,9 @@ def container(runtime: Path, folder: Path, tree: Path, args: Sequence[str], **op
 def low_level(name: str, folder: Path) -> Path:
     """The path of a low-level runtime, "runc" or "crun", that works on this machine. Raises FileNotFoundError.
 
-    crun refuses control groups in hybrid mode, so each of its calls gets a mount namespace with cgroup2 alone; it then
-    manages none. The stand-in in `folder` ends as crun itself: same process, same arguments, same standard files.
+    crun 1.8 refuses control groups in hybrid mode: where the machine has that, each of its calls gets a mount namespace
+    with cgroup2 alone. It manages none either way, so that both kinds of machine test the same. The stand-in in
+    `folder` ends as crun itself: same process, same arguments, same standard files.
     """
     program = shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin")
     if program is None:
@@ -213,11 +214,10 @@ def low_level(name: str, folder: Path) -> Path:
     if name != "crun":
         return Path(program)
     script = folder / "crun-private"
-    script.write_text(
-        "#!/bin/sh\n"
-        "exec unshare --mount sh -c 'mount -t cgroup2 none /sys/fs/cgroup &&"
-        f' exec "$0" --cgroup-manager=disabled "$@"\' {program} "$@"\n'
-    )
+    call = f'exec {program} --cgroup-manager=disabled "$@"'
+    if not (leftovers.CGROUPS / "cgroup.controllers").exists():
+        call = f"exec unshare --mount sh -c 'mount -t cgroup2 none {leftovers.CGROUPS} && {call}' crun \"$@\""
+    script.write_text(f"#!/bin/sh\n{call}\n")
     script.chmod(0o755)
     return script
 
@@ -226,15 +226,6 @@ def kill(pid: int) -> None:
     """kill -9; no error when it is gone already."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-
-
-def wait_until(check: Any, timeout: float, what: str) -> None:
-    """Polls `check` every 10 ms until it is true; raises TimeoutError naming `what`."""
-    end = time.monotonic() + timeout
-    while not check():
-        if time.monotonic() > end:
-            raise TimeoutError(f"{what}: not after {timeout} s")
-        time.sleep(0.01)
 
 
 def _be_subreaper() -> None:
