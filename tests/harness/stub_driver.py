@@ -22,21 +22,9 @@ def library(path: Path, soname: str, mark: str, needed: Path | None = None, libr
     """A shared object with `mark` in its bytes. needed: an object that it names in DT_NEEDED; libraries: gcc's -l."""
     path.parent.mkdir(parents=True, exist_ok=True)
     source = f'__attribute__((visibility("default"), used)) const char vgpu_mark[] = "MARK-{mark}-MARK";\n'
-    command = [
-        "gcc",
-        "-shared",
-        "-fPIC",
-        "-s",
-        f"-Wl,-soname,{soname}",
-        "-Wl,--no-as-needed",
-        "-o",
-        path,
-        "-x",
-        "c",
-        "-",
-    ]
-    linked = ["-x", "c", "-", "-x", "none", *([needed] if needed else []), *(f"-l{name}" for name in libraries)]
-    subprocess.run([*command, *linked], input=source, text=True, check=True, timeout=60)
+    command = ["gcc", "-shared", "-fPIC", "-s", f"-Wl,-soname,{soname}", "-Wl,--no-as-needed", "-o", str(path)]
+    linked = [*([str(needed)] if needed else []), *(f"-l{name}" for name in libraries)]
+    subprocess.run([*command, "-x", "c", "-", "-x", "none", *linked], input=source, text=True, check=True, timeout=60)
 
 
 def build(folder: Path) -> None:
