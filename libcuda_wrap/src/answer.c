@@ -88,12 +88,12 @@ CUresult vgw_device_total_mem_v1(vgw_fn_device_total_mem_v1 *real, unsigned int 
 /* What is left of the slice, but not more than the GPU has: memory may be given out twice over. */
 static CUresult slice_info(size_t *free, size_t *total)
 {
-    struct vgw_place place;
-    const CUresult result = vgw_place_here(&place);
+    unsigned gpu;
+    const CUresult result = vgw_gpu_here(&gpu);
     if (result != CUDA_SUCCESS)
         return result;
-    vgw_reap_sometimes(place.gpu);
-    const size_t limit = limit_of(place.gpu), used = vgw_ledger_used(vgw_usage, place.gpu);
+    vgw_reap_sometimes(gpu);
+    const size_t limit = limit_of(gpu), used = vgw_ledger_used(vgw_usage, gpu);
     if (free != NULL)
         *free = smaller(*free, limit > used ? limit - used : 0);
     if (total != NULL)

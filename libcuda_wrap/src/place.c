@@ -133,14 +133,17 @@ CUresult vgw_device_gpu(CUdevice device, unsigned *gpu)
     return CUDA_SUCCESS;
 }
 
-CUresult vgw_place_here(struct vgw_place *place)
+CUresult vgw_gpu_here(unsigned *gpu)
 {
     CUdevice device;
-    CUresult result =
-        vgw_driver.cuCtxGetDevice(&device); /* fails as the allocation would: not initialised, no context */
-    if (result == CUDA_SUCCESS)
-        result = vgw_driver.cuCtxGetCurrent(&place->context);
-    return result != CUDA_SUCCESS ? result : vgw_device_gpu(device, &place->gpu);
+    const CUresult result = vgw_driver.cuCtxGetDevice(&device); /* fails as an allocation would: no init, no context */
+    return result != CUDA_SUCCESS ? result : vgw_device_gpu(device, gpu);
+}
+
+CUresult vgw_place_here(struct vgw_place *place)
+{
+    const CUresult result = vgw_gpu_here(&place->gpu);
+    return result != CUDA_SUCCESS ? result : vgw_driver.cuCtxGetCurrent(&place->context);
 }
 
 /* A stream of another context than the current one: its device is known only while its context is current. */
