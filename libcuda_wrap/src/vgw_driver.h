@@ -50,7 +50,7 @@ CUdevice vgw_device_at(int ordinal);
 /* Whether the device is of the slice: CUDA_SUCCESS and its GPU, or the error to answer. */
 CUresult vgw_device_gpu(CUdevice device, unsigned *gpu);
 
-/* Where an allocation of this thread would go: in the current context, or in a stream's, which must not be capturing. */
+/* Where an allocation of this thread would go: the current context, or a stream's (which must not be capturing). */
 CUresult vgw_gpu_here(unsigned *gpu);
 CUresult vgw_place_here(struct vgw_place *place);
 CUresult vgw_place_of_stream(CUstream stream, struct vgw_place *place);

@@ -1,6 +1,6 @@
 /* client.c - a CUDA program that does what its standard input says, a command a line, and answers "result value value".
  *
- * It links libcuda.so.1 as any program does. Values are kept in numbered registers; `client` without input does nothing.
+ * It links libcuda.so.1 as any program does. Values are kept in numbered registers.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -1,8 +1,8 @@
 /* ledger_model.c - the ledger's own code, with processes that are switched, or end, at every touch of shared memory.
  *
- * Each "process" is a coroutine on a slot of its own. A schedule drawn from a seed says who takes the next step and who dies; the dead
- * are recovered by a reaper that may die too. After every step no more than the limit may be in use, and at the end exactly what
- * the living think they hold.   ledger_model SEED SCHEDULES
+ * Each "process" is a coroutine on a slot of its own. A schedule drawn from a seed says who takes the next step and who
+ * dies; the dead are recovered by a reaper that may die too. After every step no more than the limit may be in use, and
+ * at the end exactly what the living think they hold.   ledger_model SEED SCHEDULES
  */
 #include <stdio.h>
 #include <stdlib.h>

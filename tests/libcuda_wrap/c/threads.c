@@ -1,4 +1,4 @@
-/* threads.c - eight threads allocate and free in one process; at the end nothing is held, and the quota is whole.   threads QUOTA */
+/* threads.c - eight threads allocate and free in one process; at the end the quota is whole.   threads QUOTA */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
