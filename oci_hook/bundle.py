@@ -78,6 +78,11 @@ class Bundle:
         process: dict[str, list[str]] = self.spec.get("process") or {}
         return process.get("env") or []
 
+    @property
+    def root(self) -> str:
+        """Path of the container's root file tree, as the runtime will read it."""
+        return os.path.join(os.path.dirname(self.path), str((self.spec.get("root") or {}).get("path", "")))
+
     def docker(self, container: str) -> Docker:
         """From config.v2.json in the folder out of which Docker mounts hostname, hosts or resolv.conf.
 
@@ -105,22 +110,19 @@ class Bundle:
                 raise _refuse_docker(path, _why(error)) from error
         return Docker()
 
-    def edit(self, hook: Sequence[str], annotations: Mapping[str, str], nodes: Iterable[Node]) -> None:
+    def edit(
+        self, commands: Mapping[str, Sequence[str]], script: str, annotations: Mapping[str, str], nodes: Iterable[Node]
+    ) -> None:
         """Put our hooks, annotations and device nodes into `spec`.
 
-        hook: the interpreter, its options and the hook's script; the stage and the policy follow. Prestart hooks of
+        commands: stage -> program and arguments; script: the argument that tells a hook as ours. Prestart hooks of
         others run before ours: a mount that they make must not hide ours.
         """
-        self._strip(hook)
+        self._strip(script)
         spec = self.spec
         hooks = spec["hooks"] = dict(spec.get("hooks") or {})
-        for stage in ("prestart", "poststop"):
-            entry = {
-                "path": hook[0],
-                "args": [part.replace("{stage}", stage) for part in hook],
-                "env": list(HOOK_ENV),
-                "timeout": HOOK_TIMEOUT_S,
-            }
+        for stage, command in commands.items():
+            entry = {"path": command[0], "args": list(command), "env": list(HOOK_ENV), "timeout": HOOK_TIMEOUT_S}
             hooks[stage] = [*(hooks.get(stage) or []), entry]
         nodes = list(nodes)
         if nodes:
@@ -161,9 +163,9 @@ class Bundle:
             os.close(self._folder)
         self._folder = -1
 
-    def _strip(self, hook: Sequence[str]) -> None:
+    def _strip(self, script: str) -> None:
         """Take out what an earlier start of this bundle added."""
-        spec, script = self.spec, hook[4]
+        spec = self.spec
         devices = self._earlier("devices")
         spec["annotations"] = self.annotations
         hooks = spec.get("hooks") or {}

@@ -50,6 +50,8 @@ class Inside:
 
 def parse_state(raw: bytes, *, starting: bool) -> State:
     """Raises HostError VGPU-OCI-002. pid and status are only looked at when `starting`."""
+    if len(raw) > _MAX_STATE:
+        raise _bad_state(f"has more than {_MAX_STATE} bytes")
     try:
         value = fastjson.loads(raw)
     except ValueError as error:
@@ -108,8 +110,24 @@ def _ended() -> ImageError:
     )
 
 
-def prestart(settings: Policy, state: State) -> None:
-    """Preflight, mounts, and the ledger's word that the slice is in force; after a VgpuError nothing is."""
+def rehearse(plan: Plan, root: str) -> None:
+    """Preflight for no result, while there is time: what it reads and runs is then in memory when it counts.
+
+    The user's mounts are not there yet, so what it finds is not used, and what it refuses is not said.
+    """
+    try:
+        descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        names = [mount.target for mount in plan.mounts if mount.where != "path"]
+        preflight.check(RootView(descriptor), plan.libraries, names, (), "/", os.uname().machine)
+    except (OSError, VgpuError):
+        return
+
+
+def prestart(settings: Policy, state: State, plan: Plan | None = None) -> None:
+    """Preflight, mounts, and the ledger's word that the slice is in force; after a VgpuError nothing is.
+
+    plan: what plan.json says, if the caller has it already.
+    """
     allocation = ledger.read(settings.state_dir, state.id)
     if allocation is None:
         raise HostError(
@@ -119,7 +137,7 @@ def prestart(settings: Policy, state: State) -> None:
         )
     if allocation.state != "creating":
         raise _bad_state(f"is of a container whose slice is {allocation.state} already")
-    plan = ledger.read_plan(settings.state_dir, state.id)
+    plan = plan or ledger.read_plan(settings.state_dir, state.id)
     try:
         pidfd = os.pidfd_open(state.pid)
     except ProcessLookupError:
@@ -201,8 +219,6 @@ def _read_stdin() -> bytes:
     raw = b""
     while len(raw) <= _MAX_STATE and (more := os.read(0, _MAX_STATE)):
         raw += more
-    if len(raw) > _MAX_STATE:
-        raise _bad_state(f"has more than {_MAX_STATE} bytes")
     return raw
 
 
@@ -215,25 +231,34 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) != 3 or argv[0] not in ("prestart", "poststop") or argv[1] != "--policy":
         _say("usage: vgpu_hook.py prestart|poststop --policy PATH, with the container's state on standard input")
         return 2
-    os.umask(0o022)
     return _prestart(argv[2]) if argv[0] == "prestart" else _poststop(argv[2])
 
 
 def _prestart(policy_path: str) -> int:
-    settings = state = None
     try:
         settings = policy.load(policy_path)
-        state = parse_state(_read_stdin(), starting=True)
-        prestart(settings, state)
+    except VgpuError as error:
+        _say(error.line())
+        return error.exit_code
+    return answer(settings, _read_stdin())
+
+
+def answer(settings: Policy, raw: bytes, plan: Plan | None = None) -> int:
+    """What prestart does with the state `raw`, and its exit code; a refusal is one line on standard error."""
+    os.umask(0o022)
+    state = None
+    try:
+        state = parse_state(raw, starting=True)
+        prestart(settings, state, plan)
         return 0
     except VgpuError as error:
-        if settings and state:
+        if state:
             audit.failure(settings.state_dir, state.id, error)
             _clear(settings, state.id, code=error.code, message=str(error), remedy=error.remedy)
         _say(error.line())
         return error.exit_code
     except BaseException:
-        if settings and state:
+        if state:
             _clear(settings, state.id, code="bug", message="the hook failed; its traceback is in the runtime's message")
         raise
 

@@ -14,10 +14,10 @@ import stat
 import sys
 import time
 
-from oci_hook import audit, fastjson, inventory, ledger, placement, plan, policy, quota_file, request
+from oci_hook import audit, fastjson, inventory, ledger, placement, plan, policy, quota_file, request, standby
 from oci_hook.bundle import Bundle, Docker, Node
 from oci_hook.errors import HostError, PlacementError, VgpuError, shown
-from oci_hook.records import Allocation, Inventory, Placement, Policy, Request
+from oci_hook.records import Allocation, Inventory, Placement, Plan, Policy, Request
 from oci_hook.values import TYPE_CHECKING, dataclass
 
 if TYPE_CHECKING:
@@ -50,11 +50,13 @@ def main(argv: Sequence[str]) -> int:
     try:
         given = _slice(call)
         try:
+            if given is not None:
+                standby.leave(ledger.folder(given.policy.state_dir, call.id), given.policy, given.plan, given.root)
             os.execv(call.runtime, [call.runtime, *call.arguments])
         except OSError as error:
             if given is not None:
-                ledger.release(given.state_dir, call.id)
-                audit.append(given.log_dir, "release", call.id, why="the low-level runtime cannot be started")
+                ledger.release(given.policy.state_dir, call.id)
+                audit.append(given.policy.log_dir, "release", call.id, why="the low-level runtime cannot be started")
             raise _no_runtime(call.runtime, error) from error
     except VgpuError as error:
         _tell(call, error.line())
@@ -67,7 +69,16 @@ def main(argv: Sequence[str]) -> int:
         raise
 
 
-def _slice(call: Call) -> Policy | None:
+@dataclass(frozen=True)
+class Given:
+    """A slice that was given. root: path of the container's root file tree."""
+
+    policy: Policy
+    plan: Plan
+    root: str
+
+
+def _slice(call: Call) -> Given | None:
     """Give the container its slice and edit its bundle. None: it asks for nothing, and nothing was changed."""
     if not ledger.is_id(call.id):
         raise HostError(
@@ -86,22 +97,21 @@ def _slice(call: Call) -> Policy | None:
         if asked is None:
             return None
         believed = docker.labels if "label" in settings.sources else {}
-        _give(call, settings, bundle, docker, asked, believed)
+        mounts = _give(call, settings, bundle, docker, asked, believed)
+        return Given(settings, mounts, bundle.root)
     except VgpuError as error:
         _remember(call, settings, error)
         raise
     finally:
         bundle.close()
-    return settings
 
 
-def _give(call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: Request, labels: dict[str, str]) -> None:
+def _give(call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: Request, labels: dict[str, str]) -> Plan:
     """Place the request, make the container's folder and edit the bundle; on any failure nothing of it is left."""
     creator = ledger.process(os.getpid())
     assert creator is not None, "we are alive"
     asked, clamped = policy.clamp(asked, settings)
     have = _inventory(settings)
-    hook = (sys.executable, "-I", "-S", "-E", f"{settings.prefix}/lib/vgpu/python/vgpu_hook.py", "{stage}")
     with ledger.Ledger(settings.state_dir) as book:
         reaped = book.reap()
         others = book.entries()
@@ -134,13 +144,22 @@ def _give(call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: R
         raise _Refused(placed)
     try:
         words = {name: text for name, text in labels.items() if name.startswith("vgpu.")}
-        bundle.edit((*hook, "--policy", call.policy), words, _nodes(have, placed))
+        script = f"{settings.prefix}/lib/vgpu/python/vgpu_hook.py"
+        bundle.edit(_hooks(call, settings, script), script, words, _nodes(have, placed))
         bundle.write()
     except BaseException:
         ledger.release(settings.state_dir, call.id)
         raise
     audit.append(settings.log_dir, "allocate", call.id, name=docker.name, image=docker.image, request=asked,
                  placement=placed, clamped=clamped, simulated=have.simulated)  # fmt: skip
+    return mounts
+
+
+def _hooks(call: Call, settings: Policy, script: str) -> dict[str, tuple[str, ...]]:
+    """stage -> command. Prestart goes by way of vgpu-hook, which knows the process that `standby` leaves behind."""
+    python, end = (sys.executable, "-I", "-S", "-E", script), ("--policy", call.policy)
+    waiting = (f"{settings.prefix}/bin/vgpu-hook", ledger.folder(settings.state_dir, call.id))
+    return {"prestart": (*waiting, *python, "prestart", *end), "poststop": (*python, "poststop", *end)}
 
 
 class _Refused(PlacementError):

@@ -1,6 +1,6 @@
-"""Build the launcher: `python -m oci_hook.launcher.build [--out build/launcher] [--cc zig|gcc]`.
+"""Build vgpu-runtime and vgpu-hook: `python -m oci_hook.launcher.build [--out build/launcher] [--cc zig|gcc]`.
 
-Static, so that it starts in well under a millisecond and needs nothing of the host but its kernel.
+Static, so that they start in well under a millisecond and need nothing of the host but its kernel.
 """
 
 from __future__ import annotations
@@ -12,36 +12,41 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCES = ("vgpu-runtime.c", "call.c", "refuse.c")
+SOURCES = {"vgpu-runtime": ("vgpu-runtime.c", "call.c", "refuse.c"), "vgpu-hook": ("vgpu-hook.c",)}
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
 HERE = Path(__file__).parent
 
 
 def build(out: Path, *, cc: str = "zig") -> Path:
-    """The path of the program in the folder `out`. cc: "zig" (musl, reproducible anywhere) or "gcc" (the host's).
+    """The path of vgpu-runtime in the folder `out`; vgpu-hook is beside it. cc: "zig" (musl, reproducible anywhere) or
+    "gcc" (the host's).
 
     Raises subprocess.CalledProcessError if the compiler does not like it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    program = out / "vgpu-runtime"
+    for name, sources in SOURCES.items():
+        _compile(out, name, sources, cc)
+    return out / "vgpu-runtime"
+
+
+def _compile(out: Path, name: str, sources: tuple[str, ...], cc: str) -> None:
     compiler = [sys.executable, "-m", "ziglang", "cc", "-target", f"{platform.machine()}-linux-musl"]
-    temporary = out / f".vgpu-runtime.{os.getpid()}"  # replaced in one step: it may be running
+    temporary = out / f".{name}.{os.getpid()}"  # replaced in one step: it may be running
     command = [
         *(compiler if cc == "zig" else ["gcc"]),
         *("-std=c11", "-O2", "-static", "-s", f"-ffile-prefix-map={HERE}=launcher", *WARNINGS),
         *("-Wl,--build-id=none", "-Wl,-z,noexecstack"),
-        *(str(HERE / source) for source in SOURCES),
+        *(str(HERE / source) for source in sources),
         *("-o", str(temporary)),
     ]
     subprocess.run(command, check=True, timeout=300)
     temporary.chmod(0o755)
-    temporary.replace(program)
-    return program
+    temporary.replace(out / name)
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Build the launcher vgpu-runtime.")
+    parser = argparse.ArgumentParser(description="Build vgpu-runtime and vgpu-hook.")
     parser.add_argument("--out", type=Path, default=Path("build/launcher"))
     parser.add_argument("--cc", choices=("zig", "gcc"), default="zig")
     options = parser.parse_args()

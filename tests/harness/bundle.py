@@ -99,7 +99,7 @@ class Container:
             )
 
     def create(self, timeout: float = 60) -> Result:
-        code = self.spawn_create().wait(timeout)
+        code = wait_for(self.spawn_create(), timeout)
         errors = (self.folder / "create.err").read_text(errors="replace")
         return Result(code, errors, "" if code == 0 else errors + self.logged())
 
@@ -219,6 +219,18 @@ def low_level(name: str, folder: Path) -> Path:
     script.write_text(f"#!/bin/sh\n{call}\n")
     script.chmod(0o755)
     return script
+
+
+def wait_for(process: subprocess.Popen[bytes], timeout: float) -> int:
+    """The exit code, the moment that there is one: Popen.wait(timeout) looks after 0.5, 1, 2, 4 … ms, so that what it
+    measures comes in steps of up to 50 ms."""
+    watch = os.pidfd_open(process.pid)
+    try:
+        if not select.select([watch], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(process.args, timeout)
+    finally:
+        os.close(watch)
+    return process.wait()
 
 
 def kill(pid: int) -> None:

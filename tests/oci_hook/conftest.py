@@ -39,12 +39,21 @@ def real_driver() -> Path:
     return DRIVER / "root"
 
 
+def _archive(release: str) -> str:
+    """The address from which this machine gets that release of Debian."""
+    command = ["apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"]
+    targets = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    found = [line.split()[1] for line in targets.splitlines() if line.startswith(f"{release} ")]
+    if not found:
+        pytest.skip(f"this machine's apt sources do not have Debian {release}")
+    return found[0]
+
+
 def _fetch_driver() -> None:
     for folder in ("lists/partial", "cache/archives/partial", "debs", "root"):
         (DRIVER / folder).mkdir(parents=True, exist_ok=True)
     key = "/usr/share/keyrings/debian-archive-keyring.gpg"
-    source = f"deb [signed-by={key}] http://deb.debian.org/debian bookworm non-free\n"
-    (DRIVER / "sources.list").write_text(source)
+    (DRIVER / "sources.list").write_text(f"deb [signed-by={key}] {_archive('bookworm')} bookworm non-free\n")
     options = {
         "Dir::Etc::SourceList": DRIVER / "sources.list", "Dir::Etc::SourceParts": "/dev/null",
         "Dir::State::Lists": DRIVER / "lists", "Dir::Cache": DRIVER / "cache", "APT::Sandbox::User": "root",

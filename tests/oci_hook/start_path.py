@@ -173,7 +173,8 @@ def install(base: Path) -> Installed:
     subprocess.run([sys.executable, "-m", "compileall", "-q", str(python)], check=True, timeout=60)
     for folder in ("bin", "etc"):
         (prefix / folder).mkdir()
-    shutil.copy(built_launcher(), prefix / "bin/vgpu-runtime")
+    for program in ("vgpu-runtime", "vgpu-hook"):
+        shutil.copy(built_launcher().with_name(program), prefix / "bin")
     runc = base / "runc"
     runc.write_text(FAKE_RUNC)
     runc.chmod(0o755)
