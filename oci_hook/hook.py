@@ -13,7 +13,7 @@ import os
 from oci_hook import audit, fastjson, ledger, mounts, policy, preflight, syscalls
 from oci_hook.bundle import Bundle
 from oci_hook.errors import HostError, ImageError, VgpuError, shown
-from oci_hook.inside import Namespaces, run
+from oci_hook.inside import Namespaces, run, visit
 from oci_hook.mountinfo import MountInfo
 from oci_hook.plan import BOX
 from oci_hook.records import Plan, Policy
@@ -126,8 +126,9 @@ def rehearse(plan: Plan, root: str) -> None:
 def prestart(settings: Policy, state: State, plan: Plan | None = None) -> None:
     """Preflight, mounts, and the ledger's word that the slice is in force; after a VgpuError nothing is.
 
-    plan: what plan.json says, if the caller has it already.
+    plan: what plan.json says, from a caller that is here for this one container: it may visit its namespaces itself.
     """
+    alone = plan is not None
     allocation = ledger.read(settings.state_dir, state.id)
     if allocation is None:
         raise HostError(
@@ -147,15 +148,15 @@ def prestart(settings: Policy, state: State, plan: Plan | None = None) -> None:
     init = ledger.process(state.pid)
     if init is None:
         raise _ended()
-    make_mounts(state, read_bundle(state.bundle), plan, pidfd)
+    make_mounts(state, read_bundle(state.bundle), plan, pidfd, alone=alone)
     if syscalls.has_ended(pidfd):
         raise _ended()
     armed = ledger.arm(settings.state_dir, state.id, init, timeout_s=_TIMEOUT_S)
     audit.append(settings.log_dir, "arm", state.id, init=armed.init)
 
 
-def make_mounts(state: State, inside: Inside, plan: Plan, pidfd: int) -> None:
-    """The plan, in the namespaces of the container's first process."""
+def make_mounts(state: State, inside: Inside, plan: Plan, pidfd: int, *, alone: bool = False) -> None:
+    """The plan, in the namespaces of the container's first process; alone: this process may go there itself."""
     try:
         namespaces = Namespaces(state.pid)
     except OSError as error:
@@ -175,14 +176,20 @@ def make_mounts(state: State, inside: Inside, plan: Plan, pidfd: int) -> None:
 
     def work() -> None:
         ready = sources
-        namespaces.enter(user=unprivileged)
         if unprivileged:  # only in there may we mount; the host's files are still seen, as the root is not switched yet
             ready = [mounts.reopen(source) for source in sources]
             for source in ready:
                 mounts.clone(source)
         _apply(inside, plan, ready, host_devices)
 
-    run(work, _TIMEOUT_S)
+    def enter_and_work() -> None:
+        namespaces.enter(user=unprivileged)
+        work()
+
+    if alone and not unprivileged:
+        visit(namespaces, work)
+    else:
+        run(enter_and_work, _TIMEOUT_S)
 
 
 def _apply(inside: Inside, plan: Plan, sources: Sequence[mounts.Source], host_devices: frozenset[str]) -> None:

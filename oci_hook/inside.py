@@ -1,4 +1,8 @@
-"""Work in another process's namespaces, by a child: a namespace that was entered cannot always be left."""
+"""Work in another process's namespaces.
+
+`run`: by a child, with a time limit, as a namespace that was entered cannot always be left, and an image's storage may
+hang. `visit`: by this process, 4 ms quicker, if it is here for nothing else.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +38,22 @@ class Namespaces:
 def _same(fd: int, path: str) -> bool:
     status, other = os.fstat(fd), os.stat(path)
     return (status.st_dev, status.st_ino) == (other.st_dev, other.st_ino)
+
+
+def visit(namespaces: Namespaces, work: Callable[[], None]) -> None:
+    """Runs `work` in the mount namespace and comes back; needs root. If there is no way back this process ends on the
+    spot: it would take the container's files for the host's.
+    """
+    home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    namespaces.enter(user=False)
+    try:
+        work()
+    finally:
+        try:
+            syscalls.setns(home, syscalls.CLONE_NEWNS)
+        except OSError:
+            os._exit(1)
+        os.close(home)
 
 
 def run(work: Callable[[], None], timeout_s: float) -> None:
