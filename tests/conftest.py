@@ -25,13 +25,16 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.longrepr = f"CI runs without skips: {report.longrepr}"
 
 
+def pytest_sessionfinish() -> None:
+    leftovers.remove_cgroups(bundle.CGROUP)  # here, as any test may use `bundle`
+
+
 @pytest.fixture(scope="session")
 def e2e_folder() -> Iterator[Path]:
     """A folder outside pytest's own, because containers' users must be able to reach what lies in it."""
     folder = Path(tempfile.mkdtemp(prefix="vgpu-e2e-"))
     folder.chmod(0o755)
     yield folder
-    leftovers.remove_cgroups(bundle.CGROUP)
     shutil.rmtree(folder)
 
 
