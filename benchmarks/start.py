@@ -54,10 +54,14 @@ class Series:
 
 def measure(rounds: int) -> dict[str, Series]:
     """Runs every series `rounds` times, and twice more at first to warm caches; those do not count."""
-    with tempfile.TemporaryDirectory(prefix="vgpu-bench-") as name:
+    # in memory, as /run is on a machine that was booted: the state folder belongs there
+    with (
+        tempfile.TemporaryDirectory(prefix="vgpu-bench-", dir="/dev/shm") as memory,
+        tempfile.TemporaryDirectory(prefix="vgpu-bench-") as name,
+    ):
         folder = Path(name)
         runc = bundle.low_level("runc", folder)
-        vgpu = installed.install(folder, runc)
+        vgpu = installed.install(folder, runc, state=Path(memory, "state"))
         tree = images.tree(folder / "trees", "c")
         series = {
             "plain runc": Series(runc, {}),

@@ -110,25 +110,45 @@ def _ended() -> ImageError:
     )
 
 
-def rehearse(plan: Plan, root: str) -> None:
-    """Preflight for no result, while there is time: what it reads and runs is then in memory when it counts.
+class Prepared:
+    """What a process that is here for one container does before the runtime calls: see standby.py.
 
-    The user's mounts are not there yet, so what it finds is not used, and what it refuses is not said.
+    sources: opened, checked and cloned; None if that has to be done when it counts, so that a refusal is told then.
     """
-    try:
-        descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        names = [mount.target for mount in plan.mounts if mount.where != "path"]
-        preflight.check(RootView(descriptor), plan.libraries, names, (), "/", os.uname().machine)
-    except (OSError, VgpuError):
-        return
+
+    def __init__(self, settings: Policy, container: str, plan: Plan, root: str) -> None:
+        self.plan = plan
+        self.sources: list[mounts.Source] | None = None
+        try:
+            if os.geteuid() == 0:  # else they are to be cloned in the container's user namespace
+                self.sources = _cloned(plan)
+            _rehearse(plan, root)
+            ledger.read(settings.state_dir, container)
+        except (OSError, VgpuError):
+            return
 
 
-def prestart(settings: Policy, state: State, plan: Plan | None = None) -> None:
-    """Preflight, mounts, and the ledger's word that the slice is in force; after a VgpuError nothing is.
+def _rehearse(plan: Plan, root: str) -> None:
+    """Preflight for no result: what it reads and runs is then in memory when it counts. The user's mounts are not there
+    yet, so what it finds is not used, and what it refuses is not said."""
+    descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    _preflight(descriptor, plan, (), "/")
 
-    plan: what plan.json says, from a caller that is here for this one container: it may visit its namespaces itself.
-    """
-    alone = plan is not None
+
+def _preflight(root: int, plan: Plan, env: Sequence[str], cwd: str) -> preflight.Found:
+    names = [mount.target for mount in plan.mounts if mount.where != "path"]
+    return preflight.check(RootView(root), plan.libraries, names, env, cwd, os.uname().machine)
+
+
+def _cloned(plan: Plan) -> list[mounts.Source]:
+    sources = mounts.open_sources(plan.mounts)
+    for source in sources:
+        mounts.clone(source)
+    return sources
+
+
+def prestart(settings: Policy, state: State, prepared: Prepared | None = None) -> None:
+    """Preflight, mounts, and the ledger's word that the slice is in force; after a VgpuError nothing is."""
     allocation = ledger.read(settings.state_dir, state.id)
     if allocation is None:
         raise HostError(
@@ -138,7 +158,7 @@ def prestart(settings: Policy, state: State, plan: Plan | None = None) -> None:
         )
     if allocation.state != "creating":
         raise _bad_state(f"is of a container whose slice is {allocation.state} already")
-    plan = plan or ledger.read_plan(settings.state_dir, state.id)
+    plan = prepared.plan if prepared else ledger.read_plan(settings.state_dir, state.id)
     try:
         pidfd = os.pidfd_open(state.pid)
     except ProcessLookupError:
@@ -148,15 +168,15 @@ def prestart(settings: Policy, state: State, plan: Plan | None = None) -> None:
     init = ledger.process(state.pid)
     if init is None:
         raise _ended()
-    make_mounts(state, read_bundle(state.bundle), plan, pidfd, alone=alone)
+    make_mounts(state, read_bundle(state.bundle), plan, pidfd, prepared)
     if syscalls.has_ended(pidfd):
         raise _ended()
     armed = ledger.arm(settings.state_dir, state.id, init, timeout_s=_TIMEOUT_S)
     audit.append(settings.log_dir, "arm", state.id, init=armed.init)
 
 
-def make_mounts(state: State, inside: Inside, plan: Plan, pidfd: int, *, alone: bool = False) -> None:
-    """The plan, in the namespaces of the container's first process; alone: this process may go there itself."""
+def make_mounts(state: State, inside: Inside, plan: Plan, pidfd: int, prepared: Prepared | None = None) -> None:
+    """The plan, in the namespaces of the container's first process; if `prepared`, this process may go there itself."""
     try:
         namespaces = Namespaces(state.pid)
     except OSError as error:
@@ -167,29 +187,23 @@ def make_mounts(state: State, inside: Inside, plan: Plan, pidfd: int, *, alone: 
         raise _ended()
     if namespaces.own_mount:
         raise _bad_state("is of a process without a mount namespace of its own")
-    sources = mounts.open_sources(plan.mounts)
     host_devices = MountInfo.of_this_namespace().devices()
     unprivileged = os.geteuid() != 0 and not namespaces.own_user
-    if not unprivileged:
-        for source in sources:
-            mounts.clone(source)
+    opened = mounts.open_sources(plan.mounts) if unprivileged else []
+    cloned = [] if unprivileged else (prepared and prepared.sources) or _cloned(plan)
 
-    def work() -> None:
-        ready = sources
-        if unprivileged:  # only in there may we mount; the host's files are still seen, as the root is not switched yet
-            ready = [mounts.reopen(source) for source in sources]
-            for source in ready:
-                mounts.clone(source)
-        _apply(inside, plan, ready, host_devices)
-
-    def enter_and_work() -> None:
+    def enter_and_apply() -> None:
         namespaces.enter(user=unprivileged)
-        work()
+        # without privileges only in there may we mount; the root is not switched yet, so the host's files are seen
+        again = [mounts.reopen(source) for source in opened]
+        for source in again:
+            mounts.clone(source)
+        _apply(inside, plan, again or cloned, host_devices)
 
-    if alone and not unprivileged:
-        visit(namespaces, work)
+    if prepared and not unprivileged:
+        visit(namespaces, lambda: _apply(inside, plan, cloned, host_devices))
     else:
-        run(enter_and_work, _TIMEOUT_S)
+        run(enter_and_apply, _TIMEOUT_S)
 
 
 def _apply(inside: Inside, plan: Plan, sources: Sequence[mounts.Source], host_devices: frozenset[str]) -> None:
@@ -199,8 +213,7 @@ def _apply(inside: Inside, plan: Plan, sources: Sequence[mounts.Source], host_de
         raise _bad_bundle(os.path.dirname(inside.root), f"names a root that cannot be opened ({error.errno})") from None
     if os.path.samestat(os.fstat(root), os.stat("/")):
         raise _bad_bundle(os.path.dirname(inside.root), "names the host's own root")
-    names = [mount.target for mount in plan.mounts if mount.where != "path"]
-    found = preflight.check(RootView(root), plan.libraries, names, inside.env, inside.cwd, os.uname().machine)
+    found = _preflight(root, plan, inside.env, inside.cwd)
     mounts.Container(root, host_devices).apply(sources, found, BOX)
 
 
@@ -250,13 +263,13 @@ def _prestart(policy_path: str) -> int:
     return answer(settings, _read_stdin())
 
 
-def answer(settings: Policy, raw: bytes, plan: Plan | None = None) -> int:
+def answer(settings: Policy, raw: bytes, prepared: Prepared | None = None) -> int:
     """What prestart does with the state `raw`, and its exit code; a refusal is one line on standard error."""
     os.umask(0o022)
     state = None
     try:
         state = parse_state(raw, starting=True)
-        prestart(settings, state, plan)
+        prestart(settings, state, prepared)
         return 0
     except VgpuError as error:
         if state:

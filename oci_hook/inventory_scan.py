@@ -41,7 +41,7 @@ PROGRAMS = ("nvidia-smi", "nvidia-debugdump")
 SHARED_DEVICES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
 _DRIVER_FOLDERS = ("nvidia/current", "nvidia")  # below a library folder: Debian's alternatives
 _PROGRAM_FOLDERS = ("/usr/bin", "/usr/sbin", "/bin", "/usr/lib/nvidia/current")
-_INSTALL = "install NVIDIA's driver, or simulate: vgpu config set simulate_gpus 2"
+_INSTALL = "install NVIDIA's driver, or simulate: set simulate.gpus in config.yaml, then `vgpu config apply`"
 
 
 def library(path: str, capability: str) -> Library:

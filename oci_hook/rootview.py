@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MAX_NAMES = 100_000  # in one folder; more would take the hook's whole time
+_PARSED: dict[tuple[int, ...], elf.Elf] = {}  # a file that is still the same is not read twice by one process
 INSIDE = syscalls.IN_ROOT | syscalls.NO_MAGICLINKS
 
 
@@ -70,7 +71,11 @@ class RootView:
         if fd is None:
             return None
         try:
-            return elf.parse(lambda offset, size: os.pread(fd, size, offset))
+            found = os.fstat(fd)
+            key = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+            if key not in _PARSED:
+                _PARSED[key] = elf.parse(lambda offset, size: os.pread(fd, size, offset))
+            return _PARSED[key]
         except OSError as error:
             raise ElfError(f"cannot be read ({error.strerror})") from None
         finally:

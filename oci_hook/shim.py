@@ -17,7 +17,7 @@ import time
 from oci_hook import audit, fastjson, inventory, ledger, placement, plan, policy, quota_file, request, standby
 from oci_hook.bundle import Bundle, Docker, Node
 from oci_hook.errors import HostError, PlacementError, VgpuError, shown
-from oci_hook.records import Allocation, Inventory, Placement, Plan, Policy, Request
+from oci_hook.records import Allocation, Inventory, Placement, Policy, Request
 from oci_hook.values import TYPE_CHECKING, dataclass
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ def main(argv: Sequence[str]) -> int:
         given = _slice(call)
         try:
             if given is not None:
-                standby.leave(ledger.folder(given.policy.state_dir, call.id), given.policy, given.plan, given.root)
+                standby.forget(given.waiting)
             os.execv(call.runtime, [call.runtime, *call.arguments])
         except OSError as error:
             if given is not None:
-                ledger.release(given.policy.state_dir, call.id)
-                audit.append(given.policy.log_dir, "release", call.id, why="the low-level runtime cannot be started")
+                ledger.release(given.settings.state_dir, call.id)
+                audit.append(given.settings.log_dir, "release", call.id, why="the low-level runtime cannot be started")
             raise _no_runtime(call.runtime, error) from error
     except VgpuError as error:
         _tell(call, error.line())
@@ -71,11 +71,10 @@ def main(argv: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Given:
-    """A slice that was given. root: path of the container's root file tree."""
+    """A slice that was given. waiting: what standby.leave returned."""
 
-    policy: Policy
-    plan: Plan
-    root: str
+    settings: Policy
+    waiting: int
 
 
 def _slice(call: Call) -> Given | None:
@@ -97,8 +96,7 @@ def _slice(call: Call) -> Given | None:
         if asked is None:
             return None
         believed = docker.labels if "label" in settings.sources else {}
-        mounts = _give(call, settings, bundle, docker, asked, believed)
-        return Given(settings, mounts, bundle.root)
+        return Given(settings, _give(call, settings, bundle, docker, asked, believed))
     except VgpuError as error:
         _remember(call, settings, error)
         raise
@@ -106,8 +104,11 @@ def _slice(call: Call) -> Given | None:
         bundle.close()
 
 
-def _give(call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: Request, labels: dict[str, str]) -> Plan:
-    """Place the request, make the container's folder and edit the bundle; on any failure nothing of it is left."""
+def _give(call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: Request, labels: dict[str, str]) -> int:
+    """Place the request, make the container's folder and edit the bundle; on any failure nothing of it is left.
+
+    Returns what standby.leave does.
+    """
     creator = ledger.process(os.getpid())
     assert creator is not None, "we are alive"
     asked, clamped = policy.clamp(asked, settings)
@@ -142,6 +143,7 @@ def _give(call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: R
         audit.append(settings.log_dir, "reap", dead.id, state=dead.state, slices=dead.placement.slices)
     if not placed.slices:
         raise _Refused(placed)
+    waiting = standby.leave(settings, call.id, mounts, bundle.root)
     try:
         words = {name: text for name, text in labels.items() if name.startswith("vgpu.")}
         script = f"{settings.prefix}/lib/vgpu/python/vgpu_hook.py"
@@ -149,10 +151,11 @@ def _give(call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: R
         bundle.write()
     except BaseException:
         ledger.release(settings.state_dir, call.id)
+        standby.forget(waiting)  # it ends with us
         raise
     audit.append(settings.log_dir, "allocate", call.id, name=docker.name, image=docker.image, request=asked,
                  placement=placed, clamped=clamped, simulated=have.simulated)  # fmt: skip
-    return mounts
+    return waiting
 
 
 def _hooks(call: Call, settings: Policy, script: str) -> dict[str, tuple[str, ...]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import _socket
 import os
 
+from oci_hook import ledger
 from oci_hook.values import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,28 +24,34 @@ _PEERCRED_BYTES = 12  # struct ucred: pid, uid, gid
 _MAX_STATE = 1 << 20
 
 
-def leave(folder: str, settings: Policy, plan: Plan, root: str) -> None:
-    """Called right before this process becomes the runtime. Never fails a start: without it the hook is only slower.
+def leave(settings: Policy, container: str, plan: Plan, root: str) -> int:
+    """The pid of a child that `forget` must wait for, 0 if there is none. Never fails a start: it is only slower then.
 
-    folder: the container's, of the ledger. root: path of the container's root file tree.
+    root: path of the container's root file tree. The caller will become the runtime.
     """
     try:
-        listener = _listen(folder)
+        listener = _listen(ledger.folder(settings.state_dir, container))
     except OSError:
-        return
+        return 0
     runtime = os.getpid()
     try:
         child = os.fork()
         if child == 0:
             # forked twice, so that the runtime does not find a child that it never started
             if os.fork() == 0:
-                _serve(listener.fileno(), runtime, settings, plan, root)
+                _serve(listener.fileno(), runtime, settings, container, plan, root)
             os._exit(0)
-        os.waitpid(child, 0)
+        return child
     except OSError:
-        return
+        return 0
     finally:
         listener.close()
+
+
+def forget(child: int) -> None:
+    """Before this process becomes the runtime: the child has long done its part."""
+    if child:
+        os.waitpid(child, 0)
 
 
 def _listen(folder: str) -> _socket.socket:
@@ -60,7 +67,7 @@ def _listen(folder: str) -> _socket.socket:
         os.close(before)
 
 
-def _serve(listener: int, runtime: int, settings: Policy, plan: Plan, root: str) -> None:
+def _serve(listener: int, runtime: int, settings: Policy, container: str, plan: Plan, root: str) -> None:
     """In the fork: one answer, then the end. What goes wrong before it, vgpu-hook sees as no answer."""
     try:
         _let_go(listener)
@@ -69,7 +76,7 @@ def _serve(listener: int, runtime: int, settings: Policy, plan: Plan, root: str)
 
         from oci_hook import hook  # the time that this takes is what we are here for
 
-        hook.rehearse(plan, root)
+        prepared = hook.Prepared(settings, container, plan, root)
         poll = select.poll()
         poll.register(_LISTENER, select.POLLIN)
         poll.register(watched, select.POLLIN)
@@ -81,7 +88,7 @@ def _serve(listener: int, runtime: int, settings: Policy, plan: Plan, root: str)
         os.dup2(channel, 2)
         code = 1
         try:
-            code = hook.answer(settings, raw, plan)
+            code = hook.answer(settings, raw, prepared)
         except BaseException:
             import traceback  # a bug: it is told where the program of its own would tell it
 

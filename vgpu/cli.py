@@ -119,7 +119,7 @@ def main() -> None:
     # a table may hold any name, a terminal may be ASCII only
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        app()
+        app(prog_name="vgpu")
     except VgpuError as error:
         print(error.line(), file=sys.stderr)
         sys.exit(error.exit_code)

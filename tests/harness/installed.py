@@ -81,9 +81,9 @@ class Vgpu:
             self("config", "apply")
 
 
-def install(folder: Path, runtime: Path, gpus: int = 2, memory: str = "80GiB") -> Vgpu:
+def install(folder: Path, runtime: Path, gpus: int = 2, memory: str = "80GiB", state: Path | None = None) -> Vgpu:
     """Installs what `make build` built into `folder`/vgpu. runtime: the low-level runtime that stands behind ours."""
-    vgpu = Vgpu(folder / "vgpu", folder / "state", folder / "log")
+    vgpu = Vgpu(folder / "vgpu", state or folder / "state", folder / "log")
     subprocess.run(install_command(vgpu, runtime, gpus, memory), check=True, capture_output=True, text=True, cwd=ROOT)
     vgpu("inventory", "--refresh")
     return vgpu

@@ -156,3 +156,8 @@ def test_an_interpreter_for_which_the_hook_was_not_built_is_refused(tmp_path: Pa
     )
     other.chmod(0o755)
     refused(install(tmp_path / "vgpu", "--python", str(other)), "VGPU-HOST-008", "cannot load", "broken")
+
+
+def test_the_installed_command_calls_itself_vgpu(prefix: Path) -> None:
+    done = subprocess.run([prefix / "bin/vgpu", "--help"], capture_output=True, text=True, timeout=60, check=False)
+    assert "Usage: vgpu " in done.stdout
