@@ -4,16 +4,17 @@
  * The host creates it, with header and size, before the container starts; in the container it is VGW_BOX "/usage".
  *
  * Accounting, exact at any instruction of any process that may be killed there (docs/accounting.md has the proof):
- *   gpus[g].word    all bytes in use on GPU g, with the last operation's tag: bytes 44 bits | slot 10 bits | sequence
- * 10 bits. gpus[g].stamp   operations done on GPU g. word and stamp change together, in one 16-byte compare-and-swap,
- * so that a process that slept between reading and writing cannot take a later, equal word for the one that it read.
- *   slots[s].gpus[g].pending   the operation that process s is about to do: bytes 44 bits | negative 1 bit | sequence
- * 19 bits. slots[s].gpus[g].acked     64-bit sequence of the last operation known to be in `word`.
- *   slots[s].gpus[g].held      bytes that process s holds: bytes 44 bits | sequence 20 bits of the operation that made
- * it so. An operation: store pending; swap word and stamp (first acknowledging the operation whose tag goes);
- * acknowledge; store held. A slot belongs to the process that holds an OFD write lock on the slot's first byte in this
- * file. The kernel drops it when the process dies; whoever then takes the lock can tell from the four words what the
- * dead one held, and gives it back.
+ *   gpus[g].word    all bytes in use on GPU g, with the last operation's tag: bytes 44 bits | slot 10 | sequence 10.
+ *   gpus[g].stamp   operations done on GPU g. word and stamp change together, in one 16-byte compare-and-swap, so that
+ *                   a process that slept between reading and writing cannot take a later, equal word for the one it
+ *                   read.
+ *   slots[s].gpus[g].pending   the operation that process s is about to do: bytes 44 bits | negative 1 | sequence 19.
+ *   slots[s].gpus[g].acked     64-bit sequence of the last operation known to be in `word`.
+ *   slots[s].gpus[g].held      bytes that process s holds: bytes 44 bits | sequence 20 of the operation that made it so.
+ * An operation: store pending; swap word and stamp (first acknowledging the operation whose tag goes); acknowledge;
+ * store held. A slot belongs to the process that holds an OFD write lock on the slot's first byte in this file. The
+ * kernel drops it when the process dies; whoever then takes the lock can tell from the four words what the dead one
+ * held, and gives it back.
  */
 #ifndef VGW_USAGE_H
 #define VGW_USAGE_H
