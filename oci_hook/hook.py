@@ -191,6 +191,7 @@ def make_mounts(state: State, inside: Inside, plan: Plan, pidfd: int, prepared: 
     unprivileged = os.geteuid() != 0 and not namespaces.own_user
     opened = mounts.open_sources(plan.mounts) if unprivileged else []
     cloned = [] if unprivileged else (prepared and prepared.sources) or _cloned(plan)
+    mounts.require_unchanged(cloned)
 
     def enter_and_apply() -> None:
         namespaces.enter(user=unprivileged)

@@ -91,6 +91,13 @@ def _open_source(mount: Mount) -> Source:
     return source
 
 
+def require_unchanged(sources: Sequence[Source]) -> None:
+    """For sources that were opened a while ago: nobody has written to them since. HostError VGPU-DEP-005."""
+    for source in sources:
+        if source.mount.identity and source.mount.identity != identity(os.fstat(source.fd)):
+            raise _replaced(source.mount, "was written to while the container was being set up")
+
+
 def identity(status: os.stat_result) -> tuple[int, int, int, int]:
     """As records.Library.identity."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

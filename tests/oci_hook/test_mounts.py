@@ -167,6 +167,7 @@ def test_a_library_is_mounted_read_only_and_seen_by_its_name(root: Path, source:
 def test_files_are_only_made_in_a_dev_that_is_the_containers_own(root: Path, tmp_path: Path, own: bool) -> None:
     host = tmp_path / "host"
     host.mkdir()
+    host_devices = MountInfo.of_this_namespace().devices()
 
     def work() -> None:
         run("mount --bind", root, root)
@@ -174,7 +175,7 @@ def test_files_are_only_made_in_a_dev_that_is_the_containers_own(root: Path, tmp
             run("mount -t tmpfs none", root / "dev")
         else:
             run("mount --bind", host, root / "dev")
-        opened(root, MountInfo(Path("/proc/1/mountinfo").read_text()).devices()).folder("/dev/vgpu-sim")
+        opened(root, host_devices).folder("/dev/vgpu-sim")
 
     if own:
         in_private_namespace(work)
