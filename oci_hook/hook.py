@@ -236,9 +236,10 @@ def _give_back(settings: Policy, container: str, *, event: str, even_if_armed: b
         audit.append(settings.log_dir, event, container, **facts)
 
 
-def _read_stdin() -> bytes:
+def read_state(descriptor: int) -> bytes:
+    """All that is there, or more than any state has: `parse_state` refuses that."""
     raw = b""
-    while len(raw) <= _MAX_STATE and (more := os.read(0, _MAX_STATE)):
+    while len(raw) <= _MAX_STATE and (more := os.read(descriptor, _MAX_STATE)):
         raw += more
     return raw
 
@@ -261,7 +262,7 @@ def _prestart(policy_path: str) -> int:
     except VgpuError as error:
         _say(error.line())
         return error.exit_code
-    return answer(settings, _read_stdin())
+    return answer(settings, read_state(0))
 
 
 def answer(settings: Policy, raw: bytes, prepared: Prepared | None = None) -> int:
@@ -295,7 +296,7 @@ def _clear(settings: Policy, container: str, **facts: Any) -> None:
 def _poststop(policy_path: str) -> int:
     """Never fails a delete: what it cannot give back, the next start does."""
     try:
-        poststop(policy.load(policy_path), parse_state(_read_stdin(), starting=False))
+        poststop(policy.load(policy_path), parse_state(read_state(0), starting=False))
     except VgpuError as error:
         _say(error.line())
     return 0

@@ -21,7 +21,6 @@ _SOCKET = "hook.sock"
 _LISTENER = 3
 _PATIENCE_S = 60.0  # longer than any runtime takes to its prestart hooks
 _PEERCRED_BYTES = 12  # struct ucred: pid, uid, gid
-_MAX_STATE = 1 << 20
 
 
 def leave(settings: Policy, container: str, plan: Plan, root: str) -> int:
@@ -84,7 +83,7 @@ def _serve(listener: int, runtime: int, settings: Policy, container: str, plan: 
         if watched in ready or _LISTENER not in ready:
             return
         channel = _accept()
-        raw = _read_state(channel)
+        raw = hook.read_state(channel)
         os.dup2(channel, 2)
         code = 1
         try:
@@ -120,10 +119,3 @@ def _accept() -> int:
     if int.from_bytes(peer[4:8], "little") not in (0, os.geteuid()):
         raise OSError("a stranger calls")
     return connection.detach()
-
-
-def _read_state(channel: int) -> bytes:
-    raw = b""
-    while len(raw) <= _MAX_STATE and (more := os.read(channel, _MAX_STATE)):
-        raw += more
-    return raw
