@@ -256,7 +256,7 @@ def test_a_bug_shows_its_traceback_and_leaves_nothing(container: Container, monk
         raise ZeroDivisionError("bug")
 
     monkeypatch.setattr(hook, "prestart", bug)
-    monkeypatch.setattr(hook, "_read_stdin", lambda: json.dumps(container.state()).encode())
+    monkeypatch.setattr(hook, "read_state", lambda descriptor: json.dumps(container.state()).encode())
     with pytest.raises(ZeroDivisionError):
         hook.main(["prestart", "--policy", str(container.vgpu.prefix / "etc/policy.json")])
     assert container.id not in container.vgpu.containers()
