@@ -21,32 +21,42 @@ from oci_hook.errors import HostError, shown
 _INCLUDE = Path(__file__).resolve().parent / "include"
 _F_OFD_GETLK = 36  # Linux 3.15; not in every Python's fcntl
 _FLOCK = "hhxxxxqqixxxx"  # struct flock of 64-bit Linux
+DENIALS = ("quota", "slot", "refused", "driver")  # enum vgw_denial; a test holds them together
 
 
 @dataclass(frozen=True)
 class GpuUse:
     """One GPU. used_bytes: charged now; ended_bytes: of it, to processes that have ended and were not reaped yet.
 
-    denied_count: allocations refused because of the quota; denied_bytes: size of the last one.
+    denied: allocations refused, by reason (keys: DENIALS); denied_bytes: size of the last one. launches: those that a
+    limiter has seen; busy_ns: their GPU time as measured; throttled_ns: how long launches waited, summed over threads;
+    waits: how many waited, bucket i: less than 2**i microseconds and not less than half that.
     """
 
     used_bytes: int
     ended_bytes: int
     peak_bytes: int
-    denied_count: int
+    denied: dict[str, int]
     denied_bytes: int
     launches: int
     busy_ns: int
     throttled_ns: int
+    waits: tuple[int, ...]
+
+    @property
+    def denied_count(self) -> int:
+        """Allocations refused, whatever the reason."""
+        return sum(self.denied.values())
 
 
 @dataclass(frozen=True)
 class ProcessUse:
-    """One process. pid: in the container's pid namespace. held_bytes: per GPU. alive: its slot is still locked."""
+    """One process. pid: in the container's pid namespace. held_bytes, busy_ns: per GPU. alive: its slot is locked."""
 
     pid: int
     start_ticks: int
     held_bytes: tuple[int, ...]
+    busy_ns: tuple[int, ...]
     alive: bool
 
 
@@ -79,8 +89,8 @@ def ffi() -> Any:
         text = (_INCLUDE / name).read_text("utf-8")
         text = re.sub(r"_Static_assert\(.*?\);\n", "", text, flags=re.DOTALL)
         text = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
-        for constant in ("VGW_MAX_GPUS", "VGW_MAX_SLOTS"):
-            text = text.replace(f"[{constant}]", f"[{constants()[constant]}]")
+        for size in set(re.findall(r"\[(VGW_\w+)\]", text)):
+            text = text.replace(f"[{size}]", f"[{constants()[size]}]")
         types.cdef(text)
     return types
 
@@ -117,6 +127,7 @@ def read_usage(path: Path) -> Usage:
                 pid=slot.pid,
                 start_ticks=slot.start_ticks,
                 held_bytes=tuple(gpu.held >> 20 for gpu in slot.gpus),
+                busy_ns=tuple(gpu.busy_ns for gpu in slot.gpus),
                 alive=_locked(fd, number),
             )
             for number, slot in enumerate(usage.slots[0 : min(usage.slot_high, constants()["VGW_MAX_SLOTS"])])
@@ -129,11 +140,12 @@ def read_usage(path: Path) -> Usage:
             used_bytes=gpu.word >> 20,
             ended_bytes=sum(process.held_bytes[number] for process in processes if not process.alive),
             peak_bytes=gpu.peak_bytes,
-            denied_count=gpu.denied_count,
+            denied=dict(zip(DENIALS, gpu.denied, strict=False)),
             denied_bytes=gpu.denied_bytes,
             launches=gpu.launches,
             busy_ns=gpu.busy_ns,
             throttled_ns=gpu.throttled_ns,
+            waits=tuple(gpu.waits),
         )
         for number, gpu in enumerate(usage.gpus)
     )

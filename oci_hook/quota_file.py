@@ -1,4 +1,4 @@
-"""The bytes of the quota file and of a fresh usage file. Source: vgw_quota.h and vgw_usage.h, version 1."""
+"""The bytes of the quota file and of a fresh usage file. Source: vgw_quota.h, version 1, and vgw_usage.h, version 2."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ QUOTA_BYTES = _HEADER.size + MAX_GPUS * _GPU.size
 QUOTA_MAGIC, QUOTA_VERSION = 0x51574756, 1
 
 _USAGE_HEADER = struct.Struct("<4IQ2I96x")
-USAGE_BYTES = 594048
+USAGE_BYTES = 606336
 USAGE_SLOTS = 1024
-USAGE_MAGIC, USAGE_VERSION = 0x55574756, 1
+USAGE_MAGIC, USAGE_VERSION = 0x55574756, 2
 
 
 def quota(container: str, slices: Sequence[Slice], *, burst: str, priority: str) -> bytes:

@@ -24,27 +24,43 @@
 #include "vgw_quota.h"
 
 #define VGW_USAGE_MAGIC   0x55574756u /* "VGWU" */
-#define VGW_USAGE_VERSION 1u
+#define VGW_USAGE_VERSION 2u
 #define VGW_MAX_SLOTS     1024u
 
-struct vgw_usage_gpu { /* 256 bytes: no cache line shared between GPUs */
+/* Why an allocation was refused: index of `denied`. New reasons are added at the end. */
+enum vgw_denial {
+    VGW_DENIED_QUOTA,   /* it does not fit the quota */
+    VGW_DENIED_SLOT,    /* no slot is free for this process: nothing would account for it */
+    VGW_DENIED_REFUSED, /* a function whose memory cannot be charged: see entry_points.yaml */
+    VGW_DENIED_DRIVER,  /* within the quota, but the driver had no memory left */
+    VGW_DENIALS
+};
+#define VGW_DENIED_ROOM 8u
+
+#define VGW_WAIT_BUCKETS                                                                                               \
+    32u /* bucket i: launches that waited less than 2^i microseconds, and not less than half that */
+
+struct vgw_usage_gpu { /* no cache line shared between GPUs, nor between memory and time */
     uint64_t word;     /* with stamp: 16-byte aligned */
     uint64_t stamp;
     uint64_t reserved0[6];
     uint64_t peak_bytes;
-    uint64_t denied_count; /* allocations refused because of the quota */
-    uint64_t denied_bytes; /* size of the last one */
-    uint64_t launches;
-    uint64_t busy_ns;
-    uint64_t throttled_ns;
-    uint64_t reserved1[18];
+    uint64_t denied_bytes; /* size of the last allocation that was refused */
+    uint64_t denied[VGW_DENIED_ROOM];
+    uint64_t reserved1[6];
+    uint64_t launches;     /* that the limiter has seen; none where there is no limit */
+    uint64_t busy_ns;      /* GPU time of the launches, as it was measured and charged */
+    uint64_t throttled_ns; /* time that launches waited for the share, summed over threads */
+    uint64_t reserved2[5];
+    uint64_t waits[VGW_WAIT_BUCKETS]; /* launches that had to wait, by how long */
+    uint64_t limiter[64];             /* the limiter's own state */
 };
 
 struct vgw_usage_slot_gpu {
     uint64_t pending;
     uint64_t acked;
     uint64_t held;
-    uint64_t reserved;
+    uint64_t busy_ns; /* of this process, since it took the slot */
 };
 
 struct vgw_usage_slot {
@@ -67,9 +83,9 @@ struct vgw_usage {
     struct vgw_usage_slot slots[VGW_MAX_SLOTS];
 };
 
-_Static_assert(sizeof(struct vgw_usage_gpu) == 256, "usage layout 1");
-_Static_assert(sizeof(struct vgw_usage_slot) == 576, "usage layout 1");
-_Static_assert(sizeof(struct vgw_usage) == 594048, "usage layout 1");
+_Static_assert(sizeof(struct vgw_usage_gpu) == 1024, "usage layout 2");
+_Static_assert(sizeof(struct vgw_usage_slot) == 576, "usage layout 2");
+_Static_assert(sizeof(struct vgw_usage) == 606336, "usage layout 2");
 _Static_assert(offsetof(struct vgw_usage, gpus) % 16 == 0, "word and stamp are swapped together");
 
 #endif

@@ -160,15 +160,20 @@ static bool take(unsigned slot, unsigned gpu, uint64_t bytes)
     return done;
 }
 
+void vgw_denied(unsigned gpu, enum vgw_denial why, uint64_t bytes)
+{
+    if (!vgw_region_ready())
+        return;
+    __atomic_fetch_add(&vgw_usage->gpus[gpu].denied[why], 1, __ATOMIC_RELAXED);
+    __atomic_store_n(&vgw_usage->gpus[gpu].denied_bytes, bytes, __ATOMIC_RELAXED);
+}
+
 bool vgw_charge(unsigned gpu, uint64_t bytes)
 {
     const int slot = vgw_region_ready() ? own_slot() : -1;
-    if (slot < 0)
-        return false; /* closed: what nobody accounts for is not allocated */
-    if (take((unsigned)slot, gpu, bytes) || (vgw_reap() && take((unsigned)slot, gpu, bytes)))
+    if (slot >= 0 && (take((unsigned)slot, gpu, bytes) || (vgw_reap() && take((unsigned)slot, gpu, bytes))))
         return true;
-    __atomic_fetch_add(&vgw_usage->gpus[gpu].denied_count, 1, __ATOMIC_RELAXED);
-    __atomic_store_n(&vgw_usage->gpus[gpu].denied_bytes, bytes, __ATOMIC_RELAXED);
+    vgw_denied(gpu, slot < 0 ? VGW_DENIED_SLOT : VGW_DENIED_QUOTA, bytes); /* closed: what nobody accounts for */
     return false;
 }
 

@@ -29,6 +29,9 @@ int vgw_gpu_by_uuid(const char *uuid);
 bool vgw_charge(unsigned gpu, uint64_t bytes);
 void vgw_refund(unsigned gpu, uint64_t bytes);
 
+/* Writes down that an allocation was refused. */
+void vgw_denied(unsigned gpu, enum vgw_denial why, uint64_t bytes);
+
 /* Gives back what ended processes still hold; true if that was anything. */
 bool vgw_reap(void);
 

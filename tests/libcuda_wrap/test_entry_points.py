@@ -131,16 +131,19 @@ def test_the_host_writes_what_the_wrapper_maps() -> None:
         ("struct vgw_usage", "armed_ns"): 16,
         ("struct vgw_usage", "slot_high"): 28,
         ("struct vgw_usage", "gpus"): 128,
-        ("struct vgw_usage", "slots"): 128 + 16 * 256,
+        ("struct vgw_usage", "slots"): 128 + 16 * 1024,
         ("struct vgw_usage_gpu", "stamp"): 8,
         ("struct vgw_usage_gpu", "peak_bytes"): 64,
+        ("struct vgw_usage_gpu", "launches"): 192,
+        ("struct vgw_usage_gpu", "waits"): 256,
+        ("struct vgw_usage_gpu", "limiter"): 512,
         ("struct vgw_usage_slot", "gpus"): 64,
         ("struct vgw_usage_slot_gpu", "held"): 16,
     }
     assert {key: types.offsetof(*key) for key in offsets} == offsets
 
 
-@pytest.mark.parametrize("damage", [b"", b"\0" * 594048])
+@pytest.mark.parametrize("damage", [b"", b"\0" * quota_file.USAGE_BYTES])
 def test_a_usage_file_of_another_version_is_an_error_that_names_it(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "usage"
     path.write_bytes(damage)
@@ -150,3 +153,11 @@ def test_a_usage_file_of_another_version_is_an_error_that_names_it(tmp_path: Pat
         assert caught.value.code == "VGPU-HOST-009"
     with pytest.raises(HostError):
         bindings.read_usage(tmp_path / "nothing")
+
+
+def test_the_reasons_of_denials_have_the_headers_names_and_order() -> None:
+    names = bindings.ffi().typeof("enum vgw_denial").elements
+    assert [names[number] for number in range(len(bindings.DENIALS))] == [
+        f"VGW_DENIED_{name.upper()}" for name in bindings.DENIALS
+    ]
+    assert names[len(bindings.DENIALS)] == "VGW_DENIALS"

@@ -20,7 +20,7 @@ SLICES = (Slice(1, "GPU-one", 8 << 30, 30), Slice(0, "GPU-" + "9" * 36, (1 << 44
 def layout() -> Any:
     ffi = cffi.FFI()
     texts = [(INCLUDE / name).read_text() for name in ("vgw_quota.h", "vgw_usage.h")]
-    numbers = dict(re.findall(r"#define\s+(VGW_MAX_\w+)\s+(\d+)u", "\n".join(texts)))
+    numbers = dict(re.findall(r"#define\s+(VGW_\w+)\s+(\d+)u", "\n".join(texts)))
     for text in texts:
         text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
         text = re.sub(r"^(#|_Static_assert).*$", "", text, flags=re.M)
