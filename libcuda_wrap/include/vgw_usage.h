@@ -37,8 +37,8 @@ enum vgw_denial {
 };
 #define VGW_DENIED_ROOM 8u
 
-#define VGW_WAIT_BUCKETS                                                                                               \
-    32u /* bucket i: launches that waited less than 2^i microseconds, and not less than half that */
+/* Bucket i: launches that waited less than 2^i microseconds, and not less than half that. */
+#define VGW_WAIT_BUCKETS 32u
 
 struct vgw_usage_gpu { /* no cache line shared between GPUs, nor between memory and time */
     uint64_t word;     /* with stamp: 16-byte aligned */
