@@ -79,6 +79,12 @@ class Bundle:
         return process.get("env") or []
 
     @property
+    def cwd(self) -> str:
+        """The working folder of the container's process."""
+        process: dict[str, Any] = self.spec.get("process") or {}
+        return process.get("cwd") or "/"
+
+    @property
     def root(self) -> str:
         """Path of the container's root file tree, as the runtime will read it."""
         return os.path.join(os.path.dirname(self.path), str((self.spec.get("root") or {}).get("path", "")))

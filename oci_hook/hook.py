@@ -16,7 +16,7 @@ from oci_hook.errors import HostError, ImageError, VgpuError, shown
 from oci_hook.inside import Namespaces, run, visit
 from oci_hook.mountinfo import MountInfo
 from oci_hook.plan import BOX
-from oci_hook.records import Plan, Policy
+from oci_hook.records import Allocation, Plan, Policy
 from oci_hook.rootview import RootView
 from oci_hook.values import TYPE_CHECKING, dataclass
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _MAX_STATE = 1 << 20
 _MAX_PID = 1 << 22  # PID_MAX_LIMIT of 64-bit Linux
 _TIMEOUT_S = 8.0  # below the 10 s after which the runtime kills us and nothing would be said
+_NEVER_LIBRARIES = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")  # engines mount them into every container
+_UNCLEAR = "\\"
 _STATUSES = ("creating", "created")  # runc's and crun's word for the same moment
 
 
@@ -116,28 +118,49 @@ class Prepared:
     sources: opened, checked and cloned; None if that has to be done when it counts, so that a refusal is told then.
     """
 
-    def __init__(self, settings: Policy, container: str, plan: Plan, root: str) -> None:
+    def __init__(self, plan: Plan, root: str, env: Sequence[str], cwd: str) -> None:
         self.plan = plan
         self.sources: list[mounts.Source] | None = None
+        self._asked = (tuple(env), cwd)
+        self._root: os.stat_result | None = None
+        self._found: preflight.Found | None = None
+        self._looked: frozenset[str] = frozenset()
         try:
             if os.geteuid() == 0:  # else they are to be cloned in the container's user namespace
                 self.sources = _cloned(plan)
-            _rehearse(plan, root)
-            ledger.read(settings.state_dir, container)
+            self._rehearse(root, env, cwd)
         except (OSError, VgpuError):
             return
 
+    def _rehearse(self, root: str, env: Sequence[str], cwd: str) -> None:
+        """Preflight before the runtime has made the user's mounts. What it refuses is not said here."""
+        view = RootView(os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        self._root = os.fstat(view.fd)
+        self._found = _preflight(view, self.plan, env, cwd)
+        self._looked = frozenset(view.looked)
 
-def _rehearse(plan: Plan, root: str) -> None:
-    """Preflight for no result: what it reads and runs is then in memory when it counts. The user's mounts are not there
-    yet, so what it finds is not used, and what it refuses is not said."""
-    descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    _preflight(descriptor, plan, (), "/")
+    def found(self, root: int, inside: Inside, info: MountInfo) -> preflight.Found | None:
+        """What preflight would find now, None if it has to be asked: it was asked about another root, or a mount that
+        the runtime has made since may hide a file that it looked at. info: of the container's namespace."""
+        asked = (inside.env, inside.cwd)
+        if self._found is None or self._root is None or asked != self._asked:
+            return None
+        if not os.path.samestat(os.fstat(root), self._root):
+            return None
+        covered = {_top(path) for path in info.below(os.readlink(f"/proc/self/fd/{root}"))}
+        return None if covered & {*self._looked, _UNCLEAR} else self._found
 
 
-def _preflight(root: int, plan: Plan, env: Sequence[str], cwd: str) -> preflight.Found:
+def _top(path: str) -> str:
+    """The first folder of a path, "/etc"; "" for a file that is in none of those that preflight looks for."""
+    if "\\" in path:
+        return _UNCLEAR
+    return "" if path in _NEVER_LIBRARIES else "/" + path.lstrip("/").partition("/")[0]
+
+
+def _preflight(root: RootView, plan: Plan, env: Sequence[str], cwd: str) -> preflight.Found:
     names = [mount.target for mount in plan.mounts if mount.where != "path"]
-    return preflight.check(RootView(root), plan.libraries, names, env, cwd, os.uname().machine)
+    return preflight.check(root, plan.libraries, names, env, cwd, os.uname().machine)
 
 
 def _cloned(plan: Plan) -> list[mounts.Source]:
@@ -147,17 +170,11 @@ def _cloned(plan: Plan) -> list[mounts.Source]:
     return sources
 
 
-def prestart(settings: Policy, state: State, prepared: Prepared | None = None) -> None:
-    """Preflight, mounts, and the ledger's word that the slice is in force; after a VgpuError nothing is."""
-    allocation = ledger.read(settings.state_dir, state.id)
-    if allocation is None:
-        raise HostError(
-            "VGPU-HOST-003",
-            f"container {shown(state.id)} has no slice in {settings.state_dir}/containers",
-            remedy="create it through vgpu-runtime; do not copy the hook into other containers",
-        )
-    if allocation.state != "creating":
-        raise _bad_state(f"is of a container whose slice is {allocation.state} already")
+def prestart(settings: Policy, state: State, prepared: Prepared | None = None) -> Allocation:
+    """Preflight, mounts, and the ledger's word that the slice is in force, which is returned; after a VgpuError it is
+    not. Whether there is a slice that waits for this is asked first, unless `prepared` was made for it."""
+    if prepared is None:
+        _require_creating(settings, state)
     plan = prepared.plan if prepared else ledger.read_plan(settings.state_dir, state.id)
     try:
         pidfd = os.pidfd_open(state.pid)
@@ -171,8 +188,19 @@ def prestart(settings: Policy, state: State, prepared: Prepared | None = None) -
     make_mounts(state, read_bundle(state.bundle), plan, pidfd, prepared)
     if syscalls.has_ended(pidfd):
         raise _ended()
-    armed = ledger.arm(settings.state_dir, state.id, init, timeout_s=_TIMEOUT_S)
-    audit.append(settings.log_dir, "arm", state.id, init=armed.init)
+    return ledger.arm(settings.state_dir, state.id, init, timeout_s=_TIMEOUT_S)
+
+
+def _require_creating(settings: Policy, state: State) -> None:
+    allocation = ledger.read(settings.state_dir, state.id)
+    if allocation is None:
+        raise HostError(
+            "VGPU-HOST-003",
+            f"container {shown(state.id)} has no slice in {settings.state_dir}/containers",
+            remedy="create it through vgpu-runtime; do not copy the hook into other containers",
+        )
+    if allocation.state != "creating":
+        raise _bad_state(f"is of a container whose slice is {allocation.state} already")
 
 
 def make_mounts(state: State, inside: Inside, plan: Plan, pidfd: int, prepared: Prepared | None = None) -> None:
@@ -199,23 +227,32 @@ def make_mounts(state: State, inside: Inside, plan: Plan, pidfd: int, prepared: 
         again = [mounts.reopen(source) for source in opened]
         for source in again:
             mounts.clone(source)
-        _apply(inside, plan, again or cloned, host_devices)
+        _apply(inside, plan, again or cloned, host_devices, prepared)
 
     if prepared and not unprivileged:
-        visit(namespaces, lambda: _apply(inside, plan, cloned, host_devices))
+        visit(namespaces, lambda: _apply(inside, plan, cloned, host_devices, prepared))
     else:
         run(enter_and_apply, _TIMEOUT_S)
 
 
-def _apply(inside: Inside, plan: Plan, sources: Sequence[mounts.Source], host_devices: frozenset[str]) -> None:
+def _apply(
+    inside: Inside,
+    plan: Plan,
+    sources: Sequence[mounts.Source],
+    host_devices: frozenset[str],
+    prepared: Prepared | None,
+) -> None:
     try:
         root = os.open(inside.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise _bad_bundle(os.path.dirname(inside.root), f"names a root that cannot be opened ({error.errno})") from None
     if os.path.samestat(os.fstat(root), os.stat("/")):
         raise _bad_bundle(os.path.dirname(inside.root), "names the host's own root")
-    found = _preflight(root, plan, inside.env, inside.cwd)
-    mounts.Container(root, host_devices).apply(sources, found, BOX)
+    container = mounts.Container(root, host_devices)
+    found = prepared.found(root, inside, container.info) if prepared else None
+    if found is None:
+        found = _preflight(RootView(root), plan, inside.env, inside.cwd)
+    container.apply(sources, found, BOX)
 
 
 def poststop(settings: Policy, state: State) -> None:
@@ -262,27 +299,35 @@ def _prestart(policy_path: str) -> int:
     except VgpuError as error:
         _say(error.line())
         return error.exit_code
-    return answer(settings, read_state(0))
+    code, armed = answer(settings, read_state(0))
+    tell(settings, armed)
+    return code
 
 
-def answer(settings: Policy, raw: bytes, prepared: Prepared | None = None) -> int:
-    """What prestart does with the state `raw`, and its exit code; a refusal is one line on standard error."""
+def answer(settings: Policy, raw: bytes, prepared: Prepared | None = None) -> tuple[int, Allocation | None]:
+    """What prestart does with the state `raw`: its exit code, and what it has put in force, which is to be told when
+    nobody waits any more (`tell`). A refusal is one line on standard error."""
     os.umask(0o022)
     state = None
     try:
         state = parse_state(raw, starting=True)
-        prestart(settings, state, prepared)
-        return 0
+        return 0, prestart(settings, state, prepared)
     except VgpuError as error:
         if state:
             audit.failure(settings.state_dir, state.id, error)
             _clear(settings, state.id, code=error.code, message=str(error), remedy=error.remedy)
         _say(error.line())
-        return error.exit_code
+        return error.exit_code, None
     except BaseException:
         if state:
             _clear(settings, state.id, code="bug", message="the hook failed; its traceback is in the runtime's message")
         raise
+
+
+def tell(settings: Policy, armed: Allocation | None) -> None:
+    """The audit log's line for what is in force now."""
+    if armed is not None:
+        audit.append(settings.log_dir, "arm", armed.id, init=armed.init)
 
 
 def _clear(settings: Policy, container: str, **facts: Any) -> None:

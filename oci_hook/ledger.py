@@ -83,7 +83,9 @@ def read_plan(state_dir: str, container: str) -> Plan:
 
 
 def arm(state_dir: str, container: str, init: Process, *, timeout_s: float = 8.0) -> Allocation:
-    """State "armed", owned by `init` from now on. Raises HostError VGPU-HOST-003 if there is nothing to arm."""
+    """State "armed", owned by `init` from now on. Raises HostError: VGPU-HOST-003 if there is nothing to arm,
+    VGPU-OCI-002 if that was done before.
+    """
     with Ledger(state_dir, timeout_s=timeout_s) as ledger:
         return ledger.arm(container, init)
 
@@ -182,6 +184,12 @@ class Ledger:
                 "VGPU-HOST-003",
                 f"the slice of container {shown(container)} is gone from {self.state_dir}/containers",
                 remedy="start the container again; if it happens again, look whether something clears that folder",
+            )
+        if allocation.state != "creating":
+            raise HostError(
+                "VGPU-OCI-002",
+                f"the slice of container {shown(container)} is {allocation.state} already",
+                remedy="let runc or crun call the hook, once for each start; it is no command for people",
             )
         armed = replace(allocation, state="armed", init=init)
         try:

@@ -23,17 +23,28 @@ INSIDE = syscalls.IN_ROOT | syscalls.NO_MAGICLINKS
 
 
 class RootView:
-    """`fd` is the open root folder; the caller closes it. Whatever cannot be resolved inside the root is not there."""
+    """`fd` is the open root folder; the caller closes it. Whatever cannot be resolved inside the root is not there.
+
+    looked: the folders of the root, "/usr", below which something was looked for, found or not.
+    """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self.looked: set[str] = set()
+        self._root = os.readlink(f"/proc/self/fd/{fd}").rstrip("/")
 
     def find(self, path: str, flags: int = 0) -> int | None:
         """An O_PATH fd that the caller closes, or None."""
+        self._note(path)
         try:
-            return syscalls.openat2(self.fd, path, os.O_PATH | flags, INSIDE)
+            found = syscalls.openat2(self.fd, path, os.O_PATH | flags, INSIDE)
         except (OSError, ValueError):
             return None
+        self._note(os.readlink(f"/proc/self/fd/{found}").removeprefix(self._root))  # where links have led
+        return found
+
+    def _note(self, path: str) -> None:
+        self.looked.add("/" + path.lstrip("/").partition("/")[0])
 
     def _reopen(self, path: str, kind: int, flags: int) -> int | None:
         found = self.find(path)

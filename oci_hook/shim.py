@@ -143,7 +143,7 @@ def _give(call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: R
         audit.append(settings.log_dir, "reap", dead.id, state=dead.state, slices=dead.placement.slices)
     if not placed.slices:
         raise _Refused(placed)
-    waiting = standby.leave(settings, call.id, mounts, bundle.root)
+    waiting = standby.leave(settings, call.id, mounts, (bundle.root, bundle.env, bundle.cwd))
     try:
         words = {name: text for name, text in labels.items() if name.startswith("vgpu.")}
         script = f"{settings.prefix}/lib/vgpu/python/vgpu_hook.py"

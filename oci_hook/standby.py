@@ -23,10 +23,11 @@ _PATIENCE_S = 60.0  # longer than any runtime takes to its prestart hooks
 _PEERCRED_BYTES = 12  # struct ucred: pid, uid, gid
 
 
-def leave(settings: Policy, container: str, plan: Plan, root: str) -> int:
+def leave(settings: Policy, container: str, plan: Plan, inside: tuple[str, list[str], str]) -> int:
     """The pid of a child that `forget` must wait for, 0 if there is none. Never fails a start: it is only slower then.
 
-    root: path of the container's root file tree. The caller will become the runtime.
+    inside: path of the container's root file tree; environment and working folder of its process. The caller will
+    become the runtime.
     """
     try:
         listener = _listen(ledger.folder(settings.state_dir, container))
@@ -38,7 +39,7 @@ def leave(settings: Policy, container: str, plan: Plan, root: str) -> int:
         if child == 0:
             # forked twice, so that the runtime does not find a child that it never started
             if os.fork() == 0:
-                _serve(listener.fileno(), runtime, settings, container, plan, root)
+                _serve(listener.fileno(), runtime, settings, plan, inside)
             os._exit(0)
         return child
     except OSError:
@@ -66,7 +67,7 @@ def _listen(folder: str) -> _socket.socket:
         os.close(before)
 
 
-def _serve(listener: int, runtime: int, settings: Policy, container: str, plan: Plan, root: str) -> None:
+def _serve(listener: int, runtime: int, settings: Policy, plan: Plan, inside: tuple[str, list[str], str]) -> None:
     """In the fork: one answer, then the end. What goes wrong before it, vgpu-hook sees as no answer."""
     try:
         _let_go(listener)
@@ -75,7 +76,7 @@ def _serve(listener: int, runtime: int, settings: Policy, container: str, plan: 
 
         from oci_hook import hook  # the time that this takes is what we are here for
 
-        prepared = hook.Prepared(settings, container, plan, root)
+        prepared = hook.Prepared(plan, *inside)
         poll = select.poll()
         poll.register(_LISTENER, select.POLLIN)
         poll.register(watched, select.POLLIN)
@@ -85,15 +86,16 @@ def _serve(listener: int, runtime: int, settings: Policy, container: str, plan: 
         channel = _accept()
         raw = hook.read_state(channel)
         os.dup2(channel, 2)
-        code = 1
+        code, armed = 1, None
         try:
-            code = hook.answer(settings, raw, prepared)
+            code, armed = hook.answer(settings, raw, prepared)
         except BaseException:
             import traceback  # a bug: it is told where the program of its own would tell it
 
             os.write(2, traceback.format_exc().encode("utf-8", "backslashreplace"))
         os.write(channel, bytes((0, code)))
         _socket.socket(fileno=channel).shutdown(_socket.SHUT_RDWR)  # our end takes 3 ms; nobody shall wait for it
+        hook.tell(settings, armed)
     finally:
         os._exit(0)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import bundle, installed
+from tests.harness import bundle, images, installed
 from tests.harness.installed import Vgpu
 
 pytestmark = pytest.mark.e2e
@@ -55,3 +55,39 @@ def test_without_it_the_hook_is_started(own_vgpu: Vgpu, c_tree: Path, tmp_path: 
     (own_vgpu.prefix / "lib/vgpu/python/vgpu_hook.py").write_text("import sys; sys.exit(9)\n")
     assert start(own_vgpu, c_tree, tmp_path / "b").code != 0, "then it was not the started hook that did the work"
     subprocess.run([own_vgpu.prefix / "bin/vgpu", "ps"], check=True, capture_output=True, timeout=30)
+
+
+def bind_mount(source: Path, destination: str) -> dict[str, object]:
+    return {"destination": destination, "type": "bind", "source": str(source), "options": ["rbind", "ro"]}
+
+
+def test_what_a_mount_of_the_user_hides_is_not_taken_as_there(own_vgpu: Vgpu, c_tree: Path, tmp_path: Path) -> None:
+    """The hook that waits has looked at the image before the runtime made the user's mounts."""
+    libraries = tmp_path / "libraries"
+    libraries.mkdir(mode=0o755)
+    (folder,) = {path.parent for path in c_tree.rglob("libc.so.6")}
+    inside = f"/{folder.relative_to(c_tree)}"
+    mounts = [bind_mount(libraries, inside)]
+    with bundle.container(own_vgpu.runtime, tmp_path / "b", c_tree, ["true"], annotations=SLICE, mounts=mounts) as box:
+        assert box.run().code != 0
+    (failure,) = own_vgpu.failures()
+    assert failure["code"].startswith("VGPU-DEP-"), failure
+
+
+@pytest.mark.parametrize("destination", ["/usr/local/cuda-13/compat", "/link/cuda-13/compat"])
+def test_a_copy_that_a_mount_of_the_user_brings_is_covered(
+    own_vgpu: Vgpu, images_folder: Path, tmp_path: Path, destination: str
+) -> None:
+    """Also where a link of the image leads the runtime to another place than the one that config.json names."""
+    tree = tmp_path / "tree"
+    shutil.copytree(images.tree(images_folder, "c"), tree, symlinks=True)
+    (tree / "usr/local/cuda-13/compat").mkdir(parents=True, exist_ok=True)
+    (tree / "link").symlink_to("/usr/local")
+    copy = tmp_path / "compat"
+    copy.mkdir(mode=0o755)
+    (copy / "libcuda.so.1").write_text("not the wrapper")
+    mounts = [bind_mount(copy, destination)]
+    args = ["busybox", "head", "-c", "4", "/usr/local/cuda-13/compat/libcuda.so.1"]
+    with bundle.container(own_vgpu.runtime, tmp_path / "b", tree, args, annotations=SLICE, mounts=mounts) as box:
+        result = box.run()
+    assert result.code == 0 and result.output.startswith("\x7fELF"), result
