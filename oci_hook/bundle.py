@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from oci_hook import fastjson
+from oci_hook import fastjson, files
 from oci_hook.errors import HostError, shown
 from oci_hook.values import TYPE_CHECKING, dataclass
 
@@ -21,7 +21,6 @@ EDITS = "io.vgpu.edits"
 MAX_FILE = 64 << 20
 _DOCKER_FILES = ("hostname", "hosts", "resolv.conf")
 _TEMPORARY = ".config.json.vgpu"
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 HOOK_ENV = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"]
 HOOK_TIMEOUT_S = 10
 
@@ -58,7 +57,7 @@ class Bundle:
         self._folder = -1
         try:
             self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            data, self._found = _read(self._name, self._folder)
+            data, self._found = files.read(self._name, MAX_FILE, folder=self._folder)
             self.spec: dict[str, Any] = fastjson.loads(data)
             self._check()
         except FileNotFoundError:
@@ -102,7 +101,7 @@ class Bundle:
         for folder in folders:
             path = f"{folder}/config.v2.json"
             try:
-                data, found = _read(path)
+                data, found = files.read(path, MAX_FILE)
             except FileNotFoundError:
                 continue  # not Docker's folder
             except (OSError, ValueError) as error:
@@ -242,18 +241,6 @@ def _refuse_docker(path: str, why: str) -> HostError:
         f"the container's labels in {path} cannot be read: {shown(why, 160)[1:-1]}",
         remedy="delete the container and create it again",
     )
-
-
-def _read(path: str, folder: int | None = None) -> tuple[bytes, os.stat_result]:
-    descriptor = os.open(path, _READ, dir_fd=folder)
-    with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("it is not a regular file")
-        data = file.read(MAX_FILE + 1)
-    if len(data) > MAX_FILE:
-        raise ValueError(f"it is longer than {MAX_FILE >> 20} MiB")
-    return data, found
 
 
 def _why(error: Exception) -> str:

@@ -138,6 +138,7 @@ class Prepared:
         self._root = os.fstat(view.fd)
         self._found = _preflight(view, self.plan, env, cwd)
         self._looked = frozenset(view.looked)
+        mounts.Container(view.fd, frozenset()).make_room(self.sources or (), self._found.libdir)
 
     def found(self, root: int, inside: Inside, info: MountInfo) -> preflight.Found | None:
         """What preflight would find now, None if it has to be asked: it was asked about another root, or a mount that

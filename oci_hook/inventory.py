@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from oci_hook import fastjson
+from oci_hook import fastjson, files
 from oci_hook.errors import HostError, shown
 from oci_hook.records import SCHEMA, Inventory, Policy
 from oci_hook.values import from_json
@@ -76,17 +76,13 @@ def load(policy: Policy) -> Inventory:
     """
     file_path = path(policy)
     try:
-        with open(os.open(file_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            status = os.fstat(file.fileno())
-            raw = file.read(_MAX_FILE + 1)
+        raw, status = files.read(file_path, _MAX_FILE)
         if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
             raise HostError(
                 "VGPU-HOST-006",
                 f"the inventory {file_path} can be written by others than root",
                 remedy=f"rm {file_path} && {policy.vgpu_command} inventory --refresh",
             )
-        if len(raw) > _MAX_FILE:
-            raise ValueError(f"more than {_MAX_FILE} bytes")
         found: Inventory = from_json(Inventory, fastjson.loads(raw))
         if found.schema != SCHEMA:
             raise ValueError(f"schema {shown(found.schema)}, not {SCHEMA}")

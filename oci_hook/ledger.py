@@ -12,7 +12,7 @@ import fcntl
 import os
 import time
 
-from oci_hook import fastjson
+from oci_hook import fastjson, files
 from oci_hook.errors import HostError, shown
 from oci_hook.records import Allocation, Plan, Process
 from oci_hook.values import TYPE_CHECKING, as_json, from_json, replace
@@ -60,7 +60,7 @@ def read(state_dir: str, container: str) -> Allocation | None:
     """The container's allocation, or None. Raises HostError VGPU-HOST-003 for one that cannot be read."""
     path = f"{folder(state_dir, container)}/allocation.json"
     try:
-        allocation = from_json(Allocation, fastjson.loads(_read_file(path)))
+        allocation = from_json(Allocation, fastjson.loads(files.read(path, _MAX_FILE)[0]))
         if allocation.id != container:
             raise ValueError(f"it is the entry of {allocation.id}")
         _check(allocation)
@@ -77,7 +77,7 @@ def read_plan(state_dir: str, container: str) -> Plan:
     """The container's plan. Raises HostError VGPU-HOST-003 if there is none that can be read."""
     path = f"{folder(state_dir, container)}/plan.json"
     try:
-        return from_json(Plan, fastjson.loads(_read_file(path)))
+        return from_json(Plan, fastjson.loads(files.read(path, _MAX_FILE)[0]))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise _unreadable(path, str(error)) from error
 
@@ -314,15 +314,6 @@ def _check(allocation: Allocation) -> None:
 
 def _text(record: object) -> bytes:
     return fastjson.dumps(as_json(record)).encode()
-
-
-def _read_file(path: str) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        data = file.read(_MAX_FILE + 1)
-    if len(data) > _MAX_FILE:
-        raise ValueError(f"more than {_MAX_FILE} bytes")
-    return data
 
 
 def _write(folder_fd: int, name: str, data: bytes, mode: int, *, size: int = 0) -> None:

@@ -185,6 +185,21 @@ class Container:
             if not self._is_seen(target):
                 raise _image("VGPU-IMG-003", target.path, "shows another file than the one that was mounted there")
 
+    def make_room(self, sources: Sequence[Source], libdir: str) -> None:
+        """The folders and files of the root that `apply` will need, made where they are missing: on a disk that is most
+        of its time. For a container whose runtime has not made its mounts yet; nothing below /dev, which will be one.
+        """
+        for source in sources:
+            mount = source.mount
+            if source.is_folder:
+                self.folder(mount.target)
+            elif mount.where == "library" or (mount.where == "path" and not mount.target.startswith("/dev/")):
+                target = self._target(source, libdir, "", -1)
+                try:
+                    os.close(os.open(target.name, _PATH | os.O_NOFOLLOW, dir_fd=target.folder))
+                except FileNotFoundError:
+                    os.close(self._placeholder(target))
+
     def _target(self, source: Source, libdir: str, box: str, box_folder: int) -> Target:
         mount = source.mount
         if mount.where == "box":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from oci_hook import fastjson
+from oci_hook import fastjson, files
 from oci_hook.errors import HostError, shown
 from oci_hook.records import Ask, Gpu, Placement, Policy, Request
 from oci_hook.values import TYPE_CHECKING, from_json, replace
@@ -19,15 +19,10 @@ _REMEDY = "write it anew with `vgpu config apply`"
 def load(path: str) -> Policy:
     """policy.json. Raises HostError VGPU-HOST-001 if it cannot be used, VGPU-HOST-006 if others can write it."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
-                why = f"the policy {path} can be written by others than root"
-                raise HostError("VGPU-HOST-006", why, remedy=f"`chown root {path} && chmod 644 {path}`")
-            data = file.read(_MAX_FILE + 1)
-        if len(data) > _MAX_FILE:
-            raise ValueError(f"more than {_MAX_FILE} bytes")
+        data, found = files.read(path, _MAX_FILE, follow=True)
+        if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+            why = f"the policy {path} can be written by others than root"
+            raise HostError("VGPU-HOST-006", why, remedy=f"`chown root {path} && chmod 644 {path}`")
         policy = from_json(Policy, fastjson.loads(data))
         _check(policy)
     except FileNotFoundError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import struct
+from _struct import Struct  # `import struct` is a file more to look for
 
 from oci_hook.records import Slice
 from oci_hook.values import TYPE_CHECKING
@@ -14,12 +14,12 @@ MAX_GPUS = 16
 FLAG_SOFT = 1
 PRIORITIES = {"low": 0, "normal": 1, "high": 2}
 
-_HEADER = struct.Struct("<4I80sQ24x")
-_GPU = struct.Struct("<48sQ3I60x")
+_HEADER = Struct("<4I80sQ24x")
+_GPU = Struct("<48sQ3I60x")
 QUOTA_BYTES = _HEADER.size + MAX_GPUS * _GPU.size
 QUOTA_MAGIC, QUOTA_VERSION = 0x51574756, 1
 
-_USAGE_HEADER = struct.Struct("<4IQ2I96x")
+_USAGE_HEADER = Struct("<4IQ2I96x")
 USAGE_BYTES = 606336
 USAGE_SLOTS = 1024
 USAGE_MAGIC, USAGE_VERSION = 0x55574756, 2

@@ -93,17 +93,22 @@ def _with_bytecode(python: str, sources: dict[str, bytes], prefix: Path, target:
             path.write_bytes(data)
         # without the column tables of tracebacks, a third of what is read at each start
         command = [python, "-I", "-X", "no_debug_ranges"]
-        command += ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
-        done = subprocess.run(
-            [*command, "-s", stage, "-p", f"{prefix}/{target}", stage], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise _refuse(
-                f"{python} cannot compile our modules: {done.stdout}", "use an interpreter of version 3.11 or later"
-            )
+        compiler = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
+        _compiled([*command, *compiler, "-s", stage, "-p", f"{prefix}/{target}", stage])
+        if "vgpu_shim.py" in sources:
+            pack = _compiled([*command, "-S", "-E", str(ROOT / "packaging/pack.py"), stage, f"{prefix}/{target}"])
+            yield Item(f"{target}/shim.pack", pack)
         for path in sorted(Path(stage).rglob("*")):
             if path.is_file():
                 yield Item(f"{target}/{path.relative_to(stage)}", path.read_bytes())
+
+
+def _compiled(command: list[str]) -> bytes:
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode:
+        said = (done.stdout + done.stderr).decode(errors="replace")
+        raise _refuse(f"{command[0]} cannot compile our modules: {said}", "use an interpreter of version 3.11 or later")
+    return done.stdout
 
 
 def items(prefix: Path, build: Path, cli_python: str, hot_python: str) -> Iterator[Item]:

@@ -49,6 +49,7 @@ def test_without_it_the_hook_is_started(own_vgpu: Vgpu, c_tree: Path, tmp_path: 
     (package / "standby.py").write_text(text.replace("listener = _listen(", "listener = _listen('/no such folder' + "))
     for compiled in (package / "__pycache__").glob("standby.*"):
         compiled.unlink()
+    (own_vgpu.prefix / "lib/vgpu/python/shim.pack").unlink()
     result = start(own_vgpu, c_tree, tmp_path / "b")
     assert result.code == 0, result
     shutil.rmtree(tmp_path / "b")

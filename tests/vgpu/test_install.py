@@ -85,6 +85,26 @@ def test_the_hot_path_loads_without_looking_at_its_sources(prefix: Path) -> None
     subprocess.run(["/usr/bin/python3", "-I", "-S", "-E", "-c", code], check=True, timeout=30)
 
 
+def test_the_shim_starts_from_its_pack_and_without_it_from_its_modules(prefix: Path) -> None:
+    python = prefix / "lib/vgpu/python"
+    command = ["/usr/bin/python3", "-I", "-S", "-E", str(python / "vgpu_shim.py")]
+
+    def says() -> str:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stderr
+
+    usage = says()
+    assert usage.startswith("usage: vgpu_shim.py")
+    shim = python / "oci_hook/shim.py"
+    shim.write_text(shim.read_text().replace("usage: vgpu_shim.py", "from the module: "))
+    (python / "oci_hook/__pycache__/shim.cpython-311.pyc").unlink()
+    assert says() == usage
+    pack = python / "shim.pack"
+    pack.write_bytes(b"\0" + pack.read_bytes()[1:])  # of another version of the interpreter
+    assert says().startswith("from the module: ")
+    pack.unlink()
+    assert says().startswith("from the module: ")
+
+
 def test_an_upgrade_leaves_the_files_that_are_in_use(prefix: Path) -> None:
     wrapper = prefix / "lib/vgpu/wrapper/libcuda.so.1"
     original = wrapper.read_bytes()
