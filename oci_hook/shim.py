@@ -143,7 +143,6 @@ def _give(call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: R
         audit.append(settings.log_dir, "reap", dead.id, state=dead.state, slices=dead.placement.slices)
     if not placed.slices:
         raise _Refused(placed)
-    waiting = standby.leave(settings, call.id, mounts, (bundle.root, bundle.env, bundle.cwd))
     try:
         words = {name: text for name, text in labels.items() if name.startswith("vgpu.")}
         script = f"{settings.prefix}/lib/vgpu/python/vgpu_hook.py"
@@ -151,8 +150,8 @@ def _give(call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: R
         bundle.write()
     except BaseException:
         ledger.release(settings.state_dir, call.id)
-        standby.forget(waiting)  # it ends with us
         raise
+    waiting = standby.leave(settings, call.id, mounts, (bundle.root, bundle.env, bundle.cwd))
     audit.append(settings.log_dir, "allocate", call.id, name=docker.name, image=docker.image, request=asked,
                  placement=placed, clamped=clamped, simulated=have.simulated)  # fmt: skip
     return waiting
