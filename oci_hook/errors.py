@@ -17,6 +17,11 @@ CODES: dict[str, str] = {
     # placement: well formed, but not on this host, or not now
     "VGPU-PLC-001": "no GPU has room for the request",
     "VGPU-PLC-002": "a GPU that this host does not have",
+    # resizing a container that runs
+    "VGPU-SET-001": "a name that no container with a slice has, or several",
+    "VGPU-SET-002": "a quota below what is in use",
+    "VGPU-SET-003": "a quota above the admin's cap",
+    "VGPU-SET-004": "a GPU that the container has no slice of",
     # dependencies: what we mount would not load in this image
     "VGPU-DEP-001": "a library that the driver needs is not in the image",
     "VGPU-DEP-002": "the image's library is too old for the driver",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ID_CHARACTERS = frozenset("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_.+-")
 MAX_ID = 200  # a folder name is at most 255 bytes, and ours get a prefix and a pid
+RESIZING = ".resize-"  # and a container's id: see resize.py
 BOX_PLACEHOLDERS = ("libvgpu-driver.so", "libvgpu-nvml.so")
 _MAX_FILE = 16 << 20
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -191,18 +192,32 @@ class Ledger:
                 f"the slice of container {shown(container)} is {allocation.state} already",
                 remedy="let runc or crun call the hook, once for each start; it is no command for people",
             )
-        armed = replace(allocation, state="armed", init=init)
+        return self.rewrite(replace(allocation, state="armed", init=init))
+
+    def rewrite(self, allocation: Allocation) -> Allocation:
+        """Put `allocation` in the place of its container's entry, at once. Raises HostError VGPU-HOST-003."""
         try:
-            base = os.open(container, _DIRECTORY, dir_fd=self._containers)
+            base = os.open(allocation.id, _DIRECTORY, dir_fd=self._containers)
             try:
                 _discard(base, ".allocation.json")
-                _write(base, ".allocation.json", _text(armed), 0o600)
+                _write(base, ".allocation.json", _text(allocation), 0o600)
                 os.rename(".allocation.json", "allocation.json", src_dir_fd=base, dst_dir_fd=base)
             finally:
                 os.close(base)
         except OSError as error:
             raise state_error(self.state_dir, error) from error
-        return armed
+        return allocation
+
+    def mark(self, container: str) -> None:
+        """Note that entry and quota file are about to differ: whoever next has the lock makes them equal again."""
+        try:
+            _discard(self._containers, RESIZING + container)
+            _write(self._containers, RESIZING + container, b"", 0o600)
+        except OSError as error:
+            raise state_error(self.state_dir, error) from error
+
+    def unmark(self, container: str) -> None:
+        _quietly(os.unlink, RESIZING + container, self._containers)
 
     def remove(self, container: str) -> bool:
         """As the function `release`. An entry that cannot be read is removed as well."""
@@ -258,6 +273,10 @@ class Ledger:
         for name in os.listdir(self._containers):
             if name.startswith((".new-", ".old-")):
                 _remove(self._containers, name)
+            elif name.startswith(RESIZING):
+                from oci_hook import resize  # no start needs it, unless a `vgpu set` was killed
+
+                resize.repair(self, name.removeprefix(RESIZING))
 
     def _close(self) -> None:
         for descriptor in (self._containers, self._lock):

@@ -18,6 +18,8 @@ _HEADER = Struct("<4I80sQ24x")
 _GPU = Struct("<48sQ3I60x")
 QUOTA_BYTES = _HEADER.size + MAX_GPUS * _GPU.size
 QUOTA_MAGIC, QUOTA_VERSION = 0x51574756, 1
+GENERATION_AT = 96  # live, as the three of each GPU that follow: offsets from `gpu_at`
+MEMORY_AT, CORES_AT, FLAGS_AT = 48, 56, 60
 
 _USAGE_HEADER = Struct("<4IQ2I96x")
 USAGE_BYTES = 606336
@@ -34,6 +36,25 @@ def quota(container: str, slices: Sequence[Slice], *, burst: str, priority: str)
         cores = part.cores_percent or 100  # in the file 100 says: no limit
         parts.append(_GPU.pack(_text(part.uuid, 48), part.memory_bytes, cores, flags, PRIORITIES[priority]))
     return b"".join(parts).ljust(QUOTA_BYTES, b"\0")
+
+
+def gpu_at(number: int) -> int:
+    """Where the container's GPU `number` begins."""
+    return _HEADER.size + number * _GPU.size
+
+
+def identity(container: str, slices: Sequence[Slice]) -> tuple[object, ...]:
+    """What stays the same in a quota file as long as it lives, as `read_identity` finds it."""
+    uuids = tuple(_text(part.uuid, 48).ljust(48, b"\0") for part in slices)
+    header = (QUOTA_MAGIC, QUOTA_VERSION, QUOTA_BYTES, len(slices))
+    return (*header, _text(container, 80).ljust(80, b"\0"), uuids)
+
+
+def read_identity(data: bytes) -> tuple[object, ...]:
+    """data: QUOTA_BYTES bytes, whatever they hold."""
+    magic, version, size, count, container, _ = _HEADER.unpack_from(data)
+    uuids = tuple(data[gpu_at(number) :][:48] for number in range(min(count, MAX_GPUS)))
+    return magic, version, size, count, container, uuids
 
 
 def usage_header() -> bytes:

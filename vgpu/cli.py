@@ -41,6 +41,25 @@ def ps_command(config: Config = DEFAULT_CONFIG, json: Json = False) -> None:
     ps.run(config, as_json=json)
 
 
+@app.command("set")
+def set_command(
+    container: Annotated[str, typer.Argument(help="Id, beginning of an id, or name.")],
+    memory: Annotated[str | None, typer.Option("--memory", help="Device memory per GPU: 12GiB, 512MiB.")] = None,
+    cores: Annotated[str | None, typer.Option("--cores", help="Share of the GPU's time, 1 to 100 percent.")] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="Only this GPU of it, by the host's index.")] = None,
+    burst: Annotated[str | None, typer.Option("--burst", help="hard or soft, for all its GPUs.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also below what is in use now.")] = False,
+    config: Config = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
+    """Change a running container's slice, without a restart."""
+    from vgpu import resize
+
+    if (memory, cores, burst) == (None, None, None):
+        raise typer.BadParameter("give at least one of --memory, --cores and --burst")
+    resize.run(config, container, resize.change(memory, cores, gpu, burst), force=force, as_json=json)
+
+
 @app.command("inventory")
 def inventory_command(
     refresh: Annotated[bool, typer.Option("--refresh", help="Look at the host again.")] = False,

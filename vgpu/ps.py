@@ -11,7 +11,7 @@ from libcuda_wrap import bindings
 from oci_hook import ledger
 from oci_hook.errors import HostError, VgpuError
 from oci_hook.records import Allocation, Policy
-from vgpu import output
+from vgpu import given, output
 from vgpu.config import load
 
 COLUMNS = ("CONTAINER", "NAME", "IMAGE", "GPU", "MEMORY", "CORES", "STATE", "IN FORCE", "PROCESSES", "DENIED")
@@ -21,10 +21,12 @@ def run(config: str, *, as_json: bool) -> None:
     """Prints all slices. One that cannot be read is named on stderr and left out; the others are shown."""
     policy = load(config)
     containers = collect(policy)
+    gpus = given.by_gpu(containers, policy)
+    over = {gpu["uuid"] for gpu in gpus if gpu["overcommitted"]}
     if as_json:
-        output.emit_json({"cores_enforced": False, "containers": containers})
+        output.emit_json({"cores_enforced": False, "gpus": gpus, "containers": containers})
         return
-    output.table(COLUMNS, [row for container in containers for row in _rows(container)])
+    output.table(COLUMNS, [row for container in containers for row in _rows(container, over)])
 
 
 def collect(policy: Policy) -> list[dict[str, Any]]:
@@ -114,17 +116,18 @@ def _wall_clock(boottime_ns: int) -> int:
     return time.time_ns() - (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - boottime_ns)
 
 
-def _rows(container: dict[str, Any]) -> list[tuple[str, ...]]:
-    """One row a GPU; what belongs to the container stands in the first."""
+def _rows(container: dict[str, Any], over: set[str]) -> list[tuple[str, ...]]:
+    """One row a GPU; what belongs to the container stands in the first. over: GPUs given out more than once."""
     rows: list[tuple[str, ...]] = []
     for number, gpu in enumerate(container["gpus"]):
         used, first = gpu["used_bytes"], number == 0
+        notes = ["simulated"] * container["simulated"] + ["overcommitted"] * (gpu["uuid"] in over)
         rows.append(
             (
                 container["id"][:12] if first else "",
                 container["name"] if first else "",
                 container["image"] if first else "",
-                f"{gpu['index']}{' (simulated)' if container['simulated'] else ''}",
+                f"{gpu['index']} ({', '.join(notes)})" if notes else str(gpu["index"]),
                 f"{'?' if used is None else output.size(used)} / {output.size(gpu['memory_bytes'])}",
                 _cores(gpu["cores_percent"]),
                 container["state"] if first else "",
