@@ -36,7 +36,7 @@ CUDA = Wrapper(
     key="cuda",
     sources=("table.c", "place.c", "answer.c", "charge.c", "array.c", "vmm.c", "context.c"),
 )
-NVML = Wrapper(soname="libnvidia-ml.so.1", driver="libvgpu-nvml.so", key="nvml", sources=("nvml.c",))
+NVML = Wrapper(soname="libnvidia-ml.so.1", driver="libvgpu-nvml.so", key="nvml", sources=("nvml.c", "nvml_process.c"))
 
 
 def wrapper(library: Wrapper, out: Path, tools: Toolchain, box: str = BOX) -> Path:

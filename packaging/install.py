@@ -80,7 +80,7 @@ def _sources(package: Path) -> Iterator[tuple[str, bytes]]:
     """(path below the package's parent, content) of what the package needs at run time."""
     for path in sorted(package.rglob("*")):
         relative = path.relative_to(package.parent)
-        if path.suffix in (".py", ".h", ".yaml") and not BUILD_ONLY & set(relative.parts):
+        if path.suffix in (".py", ".h", ".yaml", ".txt") and not BUILD_ONLY & set(relative.parts):
             yield str(relative), path.read_bytes()
 
 

@@ -26,8 +26,10 @@ app = typer.Typer(
 )
 configure_app = typer.Typer(help="Edit an engine's configuration.", no_args_is_help=True, context_settings=HELP)
 config_app = typer.Typer(help="The admin's policy, config.yaml.", no_args_is_help=True, context_settings=HELP)
+wrapper_app = typer.Typer(help="The wrapper in front of the driver.", no_args_is_help=True, context_settings=HELP)
 app.add_typer(configure_app, name="configure")
 app.add_typer(config_app, name="config")
+app.add_typer(wrapper_app, name="wrapper")
 
 Config = Annotated[str, typer.Option("--config", envvar="VGPU_CONFIG", help="The policy file, config.yaml.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
@@ -120,6 +122,18 @@ def config_apply_command(config: Config = DEFAULT_CONFIG, json: Json = False) ->
     from vgpu import config as commands
 
     commands.apply(config, as_json=json)
+
+
+@wrapper_app.command("coverage")
+def wrapper_coverage_command(
+    library: Annotated[str | None, typer.Argument(help="A libcuda or libnvidia-ml; default: this host's.")] = None,
+    config: Config = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
+    """Say what the wrapper does with each function of a driver; exit 1 or 2 if it does not know one."""
+    from vgpu import coverage
+
+    raise typer.Exit(coverage.run(config, library, as_json=json))
 
 
 @app.command("version")

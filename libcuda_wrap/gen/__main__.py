@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from libcuda_wrap import coverage
 from libcuda_wrap.gen import render, table
-from oci_hook.errors import VgpuError
+from oci_hook.errors import HostError, VgpuError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 DOCUMENT = PACKAGE.parent / "docs" / "entry-points.md"
@@ -34,6 +35,10 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         texts = outputs()
+        for branch, names in coverage.unknown_in_lists().items():
+            raise HostError(
+                "VGPU-HOST-008", f"driver {branch} exports {', '.join(names)}", remedy="write a row for each of them"
+            )
     except VgpuError as err:
         print(err.line(), file=sys.stderr)
         return err.exit_code

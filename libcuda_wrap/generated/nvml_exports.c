@@ -2,6 +2,32 @@
 #include "vgw_real.h"
 #include "nvml_handlers.h"
 
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetAccountingPids(nvmlDevice_t device, unsigned int *count, unsigned int *pids);
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetAccountingPids(nvmlDevice_t device, unsigned int *count, unsigned int *pids)
+{
+    (void)device;
+    (void)count;
+    (void)pids;
+    return NVML_ERROR_NOT_SUPPORTED;
+}
+
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetAccountingStats(nvmlDevice_t device, unsigned int pid, void *stats);
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetAccountingStats(nvmlDevice_t device, unsigned int pid, void *stats)
+{
+    (void)device;
+    (void)pid;
+    (void)stats;
+    return NVML_ERROR_NOT_SUPPORTED;
+}
+
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetAccountingStats_v2(nvmlDevice_t device, void *stats);
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetAccountingStats_v2(nvmlDevice_t device, void *stats)
+{
+    (void)device;
+    (void)stats;
+    return NVML_ERROR_NOT_SUPPORTED;
+}
+
 VGW_EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_v1_t *infos);
 VGW_EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_v1_t *infos)
 {
@@ -45,6 +71,33 @@ VGW_EXPORT nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *deviceCount)
     if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
         return real(deviceCount);
     return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_count(real, deviceCount);
+}
+
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_v1_t *infos);
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_v1_t *infos)
+{
+    vgw_fn_nvml_no_processes_v1 *real = (vgw_fn_nvml_no_processes_v1 *)vgw_real(VGW_AT_nvmlDeviceGetGraphicsRunningProcesses);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(device, infoCount, infos);
+    return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_no_processes_v1(real, device, infoCount, infos);
+}
+
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v2(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_t *infos);
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v2(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_t *infos)
+{
+    vgw_fn_nvml_no_processes *real = (vgw_fn_nvml_no_processes *)vgw_real(VGW_AT_nvmlDeviceGetGraphicsRunningProcesses_v2);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(device, infoCount, infos);
+    return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_no_processes(real, device, infoCount, infos);
+}
+
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_t *infos);
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_t *infos)
+{
+    vgw_fn_nvml_no_processes *real = (vgw_fn_nvml_no_processes *)vgw_real(VGW_AT_nvmlDeviceGetGraphicsRunningProcesses_v3);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(device, infoCount, infos);
+    return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_no_processes(real, device, infoCount, infos);
 }
 
 VGW_EXPORT nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned int index, nvmlDevice_t *device);
@@ -101,6 +154,15 @@ VGW_EXPORT nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *name, nvmlDevice_t
     return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_by_name(real, name, device);
 }
 
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetHandleByUUIDV(const nvmlUUID_t *uuid, nvmlDevice_t *device);
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetHandleByUUIDV(const nvmlUUID_t *uuid, nvmlDevice_t *device)
+{
+    vgw_fn_nvml_by_uuid *real = (vgw_fn_nvml_by_uuid *)vgw_real(VGW_AT_nvmlDeviceGetHandleByUUIDV);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(uuid, device);
+    return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_by_uuid(real, uuid, device);
+}
+
 VGW_EXPORT nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *index);
 VGW_EXPORT nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *index)
 {
@@ -108,6 +170,33 @@ VGW_EXPORT nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *in
     if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
         return real(device, index);
     return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_index(real, device, index);
+}
+
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_v1_t *infos);
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_v1_t *infos)
+{
+    vgw_fn_nvml_no_processes_v1 *real = (vgw_fn_nvml_no_processes_v1 *)vgw_real(VGW_AT_nvmlDeviceGetMPSComputeRunningProcesses);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(device, infoCount, infos);
+    return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_no_processes_v1(real, device, infoCount, infos);
+}
+
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v2(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_t *infos);
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v2(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_t *infos)
+{
+    vgw_fn_nvml_no_processes *real = (vgw_fn_nvml_no_processes *)vgw_real(VGW_AT_nvmlDeviceGetMPSComputeRunningProcesses_v2);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(device, infoCount, infos);
+    return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_no_processes(real, device, infoCount, infos);
+}
+
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_t *infos);
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_t *infos)
+{
+    vgw_fn_nvml_no_processes *real = (vgw_fn_nvml_no_processes *)vgw_real(VGW_AT_nvmlDeviceGetMPSComputeRunningProcesses_v3);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(device, infoCount, infos);
+    return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_no_processes(real, device, infoCount, infos);
 }
 
 VGW_EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory);
@@ -128,21 +217,70 @@ VGW_EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemo
     return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_memory_v2(real, device, memory);
 }
 
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUtilizationSample_t *utilization, unsigned int *processSamplesCount, unsigned long long lastSeenTimeStamp);
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUtilizationSample_t *utilization, unsigned int *processSamplesCount, unsigned long long lastSeenTimeStamp)
+{
+    vgw_fn_nvml_samples *real = (vgw_fn_nvml_samples *)vgw_real(VGW_AT_nvmlDeviceGetProcessUtilization);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(device, utilization, processSamplesCount, lastSeenTimeStamp);
+    return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_samples(real, device, utilization, processSamplesCount, lastSeenTimeStamp);
+}
+
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetProcessesUtilizationInfo(nvmlDevice_t device, nvmlProcessesUtilizationInfo_t *procesesUtilInfo);
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetProcessesUtilizationInfo(nvmlDevice_t device, nvmlProcessesUtilizationInfo_t *procesesUtilInfo)
+{
+    vgw_fn_nvml_samples_info *real = (vgw_fn_nvml_samples_info *)vgw_real(VGW_AT_nvmlDeviceGetProcessesUtilizationInfo);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(device, procesesUtilInfo);
+    return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_samples_info(real, device, procesesUtilInfo);
+}
+
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetRunningProcessDetailList(nvmlDevice_t device, void *plist);
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetRunningProcessDetailList(nvmlDevice_t device, void *plist)
+{
+    (void)device;
+    (void)plist;
+    return NVML_ERROR_NOT_SUPPORTED;
+}
+
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t *utilization);
+VGW_EXPORT nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t *utilization)
+{
+    vgw_fn_nvml_utilization *real = (vgw_fn_nvml_utilization *)vgw_real(VGW_AT_nvmlDeviceGetUtilizationRates);
+    if (real != NULL && vgw_by_driver(__builtin_return_address(0)))
+        return real(device, utilization);
+    return real == NULL ? NVML_ERROR_FUNCTION_NOT_FOUND : vgw_nvml_utilization(real, device, utilization);
+}
+
 const struct vgw_wrapped vgw_wrapped[] = {
+    {"nvmlDeviceGetAccountingPids", (void *)nvmlDeviceGetAccountingPids},
+    {"nvmlDeviceGetAccountingStats", (void *)nvmlDeviceGetAccountingStats},
+    {"nvmlDeviceGetAccountingStats_v2", (void *)nvmlDeviceGetAccountingStats_v2},
     {"nvmlDeviceGetComputeRunningProcesses", (void *)nvmlDeviceGetComputeRunningProcesses},
     {"nvmlDeviceGetComputeRunningProcesses_v2", (void *)nvmlDeviceGetComputeRunningProcesses_v2},
     {"nvmlDeviceGetComputeRunningProcesses_v3", (void *)nvmlDeviceGetComputeRunningProcesses_v3},
     {"nvmlDeviceGetCount", (void *)nvmlDeviceGetCount},
     {"nvmlDeviceGetCount_v2", (void *)nvmlDeviceGetCount_v2},
+    {"nvmlDeviceGetGraphicsRunningProcesses", (void *)nvmlDeviceGetGraphicsRunningProcesses},
+    {"nvmlDeviceGetGraphicsRunningProcesses_v2", (void *)nvmlDeviceGetGraphicsRunningProcesses_v2},
+    {"nvmlDeviceGetGraphicsRunningProcesses_v3", (void *)nvmlDeviceGetGraphicsRunningProcesses_v3},
     {"nvmlDeviceGetHandleByIndex", (void *)nvmlDeviceGetHandleByIndex},
     {"nvmlDeviceGetHandleByIndex_v2", (void *)nvmlDeviceGetHandleByIndex_v2},
     {"nvmlDeviceGetHandleByPciBusId", (void *)nvmlDeviceGetHandleByPciBusId},
     {"nvmlDeviceGetHandleByPciBusId_v2", (void *)nvmlDeviceGetHandleByPciBusId_v2},
     {"nvmlDeviceGetHandleBySerial", (void *)nvmlDeviceGetHandleBySerial},
     {"nvmlDeviceGetHandleByUUID", (void *)nvmlDeviceGetHandleByUUID},
+    {"nvmlDeviceGetHandleByUUIDV", (void *)nvmlDeviceGetHandleByUUIDV},
     {"nvmlDeviceGetIndex", (void *)nvmlDeviceGetIndex},
+    {"nvmlDeviceGetMPSComputeRunningProcesses", (void *)nvmlDeviceGetMPSComputeRunningProcesses},
+    {"nvmlDeviceGetMPSComputeRunningProcesses_v2", (void *)nvmlDeviceGetMPSComputeRunningProcesses_v2},
+    {"nvmlDeviceGetMPSComputeRunningProcesses_v3", (void *)nvmlDeviceGetMPSComputeRunningProcesses_v3},
     {"nvmlDeviceGetMemoryInfo", (void *)nvmlDeviceGetMemoryInfo},
     {"nvmlDeviceGetMemoryInfo_v2", (void *)nvmlDeviceGetMemoryInfo_v2},
+    {"nvmlDeviceGetProcessUtilization", (void *)nvmlDeviceGetProcessUtilization},
+    {"nvmlDeviceGetProcessesUtilizationInfo", (void *)nvmlDeviceGetProcessesUtilizationInfo},
+    {"nvmlDeviceGetRunningProcessDetailList", (void *)nvmlDeviceGetRunningProcessDetailList},
+    {"nvmlDeviceGetUtilizationRates", (void *)nvmlDeviceGetUtilizationRates},
 };
 void *vgw_real_table[VGW_NVML_COUNT];
 const unsigned vgw_wrapped_count = VGW_NVML_COUNT;

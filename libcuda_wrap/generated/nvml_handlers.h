@@ -5,20 +5,34 @@
 #include "vgw_nvml.h"
 
 enum vgw_nvml_index {
+    VGW_AT_nvmlDeviceGetAccountingPids,
+    VGW_AT_nvmlDeviceGetAccountingStats,
+    VGW_AT_nvmlDeviceGetAccountingStats_v2,
     VGW_AT_nvmlDeviceGetComputeRunningProcesses,
     VGW_AT_nvmlDeviceGetComputeRunningProcesses_v2,
     VGW_AT_nvmlDeviceGetComputeRunningProcesses_v3,
     VGW_AT_nvmlDeviceGetCount,
     VGW_AT_nvmlDeviceGetCount_v2,
+    VGW_AT_nvmlDeviceGetGraphicsRunningProcesses,
+    VGW_AT_nvmlDeviceGetGraphicsRunningProcesses_v2,
+    VGW_AT_nvmlDeviceGetGraphicsRunningProcesses_v3,
     VGW_AT_nvmlDeviceGetHandleByIndex,
     VGW_AT_nvmlDeviceGetHandleByIndex_v2,
     VGW_AT_nvmlDeviceGetHandleByPciBusId,
     VGW_AT_nvmlDeviceGetHandleByPciBusId_v2,
     VGW_AT_nvmlDeviceGetHandleBySerial,
     VGW_AT_nvmlDeviceGetHandleByUUID,
+    VGW_AT_nvmlDeviceGetHandleByUUIDV,
     VGW_AT_nvmlDeviceGetIndex,
+    VGW_AT_nvmlDeviceGetMPSComputeRunningProcesses,
+    VGW_AT_nvmlDeviceGetMPSComputeRunningProcesses_v2,
+    VGW_AT_nvmlDeviceGetMPSComputeRunningProcesses_v3,
     VGW_AT_nvmlDeviceGetMemoryInfo,
     VGW_AT_nvmlDeviceGetMemoryInfo_v2,
+    VGW_AT_nvmlDeviceGetProcessUtilization,
+    VGW_AT_nvmlDeviceGetProcessesUtilizationInfo,
+    VGW_AT_nvmlDeviceGetRunningProcessDetailList,
+    VGW_AT_nvmlDeviceGetUtilizationRates,
     VGW_NVML_COUNT
 };
 
@@ -28,15 +42,27 @@ typedef nvmlReturn_t vgw_fn_nvml_processes(nvmlDevice_t, unsigned int *, nvmlPro
 nvmlReturn_t vgw_nvml_processes(vgw_fn_nvml_processes *real, nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_t *infos);
 typedef nvmlReturn_t vgw_fn_nvml_count(unsigned int *);
 nvmlReturn_t vgw_nvml_count(vgw_fn_nvml_count *real, unsigned int *deviceCount);
+typedef nvmlReturn_t vgw_fn_nvml_no_processes_v1(nvmlDevice_t, unsigned int *, nvmlProcessInfo_v1_t *);
+nvmlReturn_t vgw_nvml_no_processes_v1(vgw_fn_nvml_no_processes_v1 *real, nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_v1_t *infos);
+typedef nvmlReturn_t vgw_fn_nvml_no_processes(nvmlDevice_t, unsigned int *, nvmlProcessInfo_t *);
+nvmlReturn_t vgw_nvml_no_processes(vgw_fn_nvml_no_processes *real, nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_t *infos);
 typedef nvmlReturn_t vgw_fn_nvml_by_index(unsigned int, nvmlDevice_t *);
 nvmlReturn_t vgw_nvml_by_index(vgw_fn_nvml_by_index *real, unsigned int index, nvmlDevice_t *device);
 typedef nvmlReturn_t vgw_fn_nvml_by_name(const char *, nvmlDevice_t *);
 nvmlReturn_t vgw_nvml_by_name(vgw_fn_nvml_by_name *real, const char *name, nvmlDevice_t *device);
+typedef nvmlReturn_t vgw_fn_nvml_by_uuid(const nvmlUUID_t *, nvmlDevice_t *);
+nvmlReturn_t vgw_nvml_by_uuid(vgw_fn_nvml_by_uuid *real, const nvmlUUID_t *uuid, nvmlDevice_t *device);
 typedef nvmlReturn_t vgw_fn_nvml_index(nvmlDevice_t, unsigned int *);
 nvmlReturn_t vgw_nvml_index(vgw_fn_nvml_index *real, nvmlDevice_t device, unsigned int *index);
 typedef nvmlReturn_t vgw_fn_nvml_memory(nvmlDevice_t, nvmlMemory_t *);
 nvmlReturn_t vgw_nvml_memory(vgw_fn_nvml_memory *real, nvmlDevice_t device, nvmlMemory_t *memory);
 typedef nvmlReturn_t vgw_fn_nvml_memory_v2(nvmlDevice_t, nvmlMemory_v2_t *);
 nvmlReturn_t vgw_nvml_memory_v2(vgw_fn_nvml_memory_v2 *real, nvmlDevice_t device, nvmlMemory_v2_t *memory);
+typedef nvmlReturn_t vgw_fn_nvml_samples(nvmlDevice_t, nvmlProcessUtilizationSample_t *, unsigned int *, unsigned long long);
+nvmlReturn_t vgw_nvml_samples(vgw_fn_nvml_samples *real, nvmlDevice_t device, nvmlProcessUtilizationSample_t *utilization, unsigned int *processSamplesCount, unsigned long long lastSeenTimeStamp);
+typedef nvmlReturn_t vgw_fn_nvml_samples_info(nvmlDevice_t, nvmlProcessesUtilizationInfo_t *);
+nvmlReturn_t vgw_nvml_samples_info(vgw_fn_nvml_samples_info *real, nvmlDevice_t device, nvmlProcessesUtilizationInfo_t *procesesUtilInfo);
+typedef nvmlReturn_t vgw_fn_nvml_utilization(nvmlDevice_t, nvmlUtilization_t *);
+nvmlReturn_t vgw_nvml_utilization(vgw_fn_nvml_utilization *real, nvmlDevice_t device, nvmlUtilization_t *utilization);
 
 #endif

@@ -18,6 +18,7 @@ typedef enum {
 } nvmlReturn_t;
 
 typedef struct nvmlDevice_st *nvmlDevice_t;
+typedef struct nvmlUUID_st nvmlUUID_t; /* handed through */
 
 typedef struct {
     unsigned long long total;
@@ -46,5 +47,37 @@ typedef struct { /* of the functions ..._v2 and ..._v3 */
     unsigned int gpuInstanceId; /* 0xFFFFFFFF: no MIG */
     unsigned int computeInstanceId;
 } nvmlProcessInfo_t;
+
+typedef struct { /* percent of the time since the last sample */
+    unsigned int gpu;
+    unsigned int memory;
+} nvmlUtilization_t;
+
+typedef struct {
+    unsigned int pid;
+    unsigned long long timeStamp; /* microseconds */
+    unsigned int smUtil;
+    unsigned int memUtil;
+    unsigned int encUtil;
+    unsigned int decUtil;
+} nvmlProcessUtilizationSample_t;
+
+typedef struct {
+    unsigned long long timeStamp; /* microseconds */
+    unsigned int pid;
+    unsigned int smUtil;
+    unsigned int memUtil;
+    unsigned int encUtil;
+    unsigned int decUtil;
+    unsigned int jpgUtil;
+    unsigned int ofaUtil;
+} nvmlProcessUtilizationInfo_v1_t;
+
+typedef struct {
+    unsigned int version;
+    unsigned int processSamplesCount;
+    unsigned long long lastSeenTimeStamp;
+    nvmlProcessUtilizationInfo_v1_t *procUtilArray;
+} nvmlProcessesUtilizationInfo_t;
 
 #endif

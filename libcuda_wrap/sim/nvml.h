@@ -62,6 +62,17 @@ typedef struct {
 } nvmlProcessUtilizationSample_t;
 
 typedef struct {
+    unsigned long long timeStamp; /* µs */
+    unsigned int pid, smUtil, memUtil, encUtil, decUtil, jpgUtil, ofaUtil;
+} nvmlProcessUtilizationInfo_v1_t;
+
+typedef struct {
+    unsigned int version, processSamplesCount;
+    unsigned long long lastSeenTimeStamp;
+    nvmlProcessUtilizationInfo_v1_t *procUtilArray;
+} nvmlProcessesUtilizationInfo_t;
+
+typedef struct {
     unsigned int fieldId, scopeId;
     long long timestamp, latencyUsec;
     unsigned int valueType, nvmlReturn;
@@ -77,6 +88,8 @@ _Static_assert(sizeof(nvmlMemory_v2_t) == 40, "NVML");
 _Static_assert(sizeof(nvmlPciInfo_t) == 68, "NVML");
 _Static_assert(sizeof(nvmlProcessInfo_v2_t) == 24, "NVML");
 _Static_assert(sizeof(nvmlProcessUtilizationSample_t) == 32, "NVML");
+_Static_assert(sizeof(nvmlProcessUtilizationInfo_v1_t) == 40, "NVML");
+_Static_assert(sizeof(nvmlProcessesUtilizationInfo_t) == 24, "NVML");
 _Static_assert(sizeof(nvmlFieldValue_t) == 40, "NVML");
 
 #define VGS_NVML __attribute__((visibility("default"))) nvmlReturn_t

@@ -188,3 +188,19 @@ VGS_NVML nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUtiliza
             .pid = seen[i].pid, .timeStamp = now_us, .smUtil = seen[i].percent > 100 ? 100 : seen[i].percent};
     return result;
 }
+
+VGS_NVML nvmlDeviceGetProcessesUtilizationInfo(nvmlDevice_t device, nvmlProcessesUtilizationInfo_t *info)
+{
+    struct seen seen[VGS_MAX_SLOTS];
+    NVML_ENTER_DEVICE(device);
+    NVML_ARGUMENT(info);
+    NVML_CHECK(info->version == ((unsigned int)sizeof *info | 1u << 24), NVML_ERROR_ARGUMENT_VERSION_MISMATCH);
+    unsigned long long now_us = vgs_now_ns() / 1000;
+    unsigned int found = processes_of(nvml_gpu_index(gpu), seen);
+    NVML_CHECK(found && info->lastSeenTimeStamp <= now_us, NVML_ERROR_NOT_FOUND);
+    nvmlReturn_t result = room_for(found, &info->processSamplesCount, info->procUtilArray);
+    for (unsigned int i = 0; result == NVML_SUCCESS && i < found; i++)
+        info->procUtilArray[i] = (nvmlProcessUtilizationInfo_v1_t){
+            .pid = seen[i].pid, .timeStamp = now_us, .smUtil = seen[i].percent > 100 ? 100 : seen[i].percent};
+    return result;
+}

@@ -11,10 +11,9 @@
 
 #include "nvml_handlers.h"
 #include "vgw_ledger.h"
+#include "vgw_nvml_slice.h"
 #include "vgw_real.h"
 #include "vgw_region.h"
-
-#define NO_INSTANCE 0xffffffffu /* no MIG */
 
 static __thread bool inside; /* one of ours is calling the driver */
 static uintptr_t driver_start, driver_end;
@@ -49,8 +48,18 @@ bool vgw_by_driver(const void *caller)
     return inside || (uintptr_t)caller - driver_start < driver_end - driver_start;
 }
 
-/* The slice's GPU that this device is. NVML_SUCCESS, or the error to answer. */
-static nvmlReturn_t gpu_of(nvmlDevice_t device, unsigned *gpu)
+void vgw_nvml_enter(void)
+{
+    inside = true;
+}
+
+nvmlReturn_t vgw_nvml_leave(nvmlReturn_t result)
+{
+    inside = false;
+    return result;
+}
+
+nvmlReturn_t vgw_nvml_gpu(nvmlDevice_t device, unsigned *gpu)
 {
     char uuid[96];
     if (!vgw_region_ready() || get_uuid == NULL)
@@ -116,7 +125,18 @@ nvmlReturn_t vgw_nvml_by_name(vgw_fn_nvml_by_name *real, const char *name, nvmlD
     inside = true;
     nvmlReturn_t result = real(name, device);
     if (result == NVML_SUCCESS)
-        result = gpu_of(*device, &gpu);
+        result = vgw_nvml_gpu(*device, &gpu);
+    inside = false;
+    return result;
+}
+
+nvmlReturn_t vgw_nvml_by_uuid(vgw_fn_nvml_by_uuid *real, const nvmlUUID_t *uuid, nvmlDevice_t *device)
+{
+    unsigned gpu;
+    inside = true;
+    nvmlReturn_t result = real(uuid, device);
+    if (result == NVML_SUCCESS)
+        result = vgw_nvml_gpu(*device, &gpu);
     inside = false;
     return result;
 }
@@ -148,7 +168,7 @@ static nvmlReturn_t slice_memory(nvmlDevice_t device, unsigned long long *total,
                                  unsigned long long *used)
 {
     unsigned gpu;
-    const nvmlReturn_t result = gpu_of(device, &gpu);
+    const nvmlReturn_t result = vgw_nvml_gpu(device, &gpu);
     if (result != NVML_SUCCESS)
         return result;
     vgw_reap(); /* a question for people: the answer should not have the dead in it */
@@ -177,66 +197,5 @@ nvmlReturn_t vgw_nvml_memory_v2(vgw_fn_nvml_memory_v2 *real, nvmlDevice_t device
     if (result == NVML_SUCCESS)
         memory->reserved = 0; /* the driver's own part is not taken from the slice */
     inside = false;
-    return result;
-}
-
-/* The container's processes that hold memory on a GPU, by their pids in the container. infos: NULL only counts. */
-static unsigned processes(unsigned gpu, nvmlProcessInfo_t *infos, unsigned room)
-{
-    unsigned count = 0;
-    const uint32_t high = __atomic_load_n(&vgw_usage->slot_high, __ATOMIC_ACQUIRE);
-    for (unsigned slot = 0; slot < high && slot < VGW_MAX_SLOTS; slot++) {
-        const uint64_t held = vgw_ledger_held(vgw_usage, slot, gpu);
-        const uint64_t pid = __atomic_load_n(&vgw_usage->slots[slot].pid, __ATOMIC_ACQUIRE);
-        if (held == 0 || pid == 0)
-            continue;
-        if (count < room)
-            infos[count] = (nvmlProcessInfo_t){(unsigned)pid, held, NO_INSTANCE, NO_INSTANCE};
-        count++;
-    }
-    return count;
-}
-
-/* As NVML does it: *infoCount is the room, and gets the number; too little room is an error that says how much is
- * needed. */
-static nvmlReturn_t list(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_t *infos, unsigned *count)
-{
-    unsigned gpu;
-    const nvmlReturn_t result = gpu_of(device, &gpu);
-    if (result != NVML_SUCCESS)
-        return result;
-    vgw_reap();
-    const unsigned room = infos == NULL ? 0 : *infoCount;
-    *infoCount = processes(gpu, infos, room);
-    *count = *infoCount;
-    return *infoCount > room ? NVML_ERROR_INSUFFICIENT_SIZE : NVML_SUCCESS;
-}
-
-nvmlReturn_t vgw_nvml_processes(vgw_fn_nvml_processes *real, nvmlDevice_t device, unsigned int *infoCount,
-                                nvmlProcessInfo_t *infos)
-{
-    unsigned count;
-    if (infoCount == NULL)
-        return real(device, infoCount, infos);
-    inside = true;
-    const nvmlReturn_t result = list(device, infoCount, infos, &count);
-    inside = false;
-    return result;
-}
-
-nvmlReturn_t vgw_nvml_processes_v1(vgw_fn_nvml_processes_v1 *real, nvmlDevice_t device, unsigned int *infoCount,
-                                   nvmlProcessInfo_v1_t *infos)
-{
-    nvmlProcessInfo_t wide[VGW_MAX_SLOTS];
-    unsigned count = 0;
-    if (infoCount == NULL)
-        return real(device, infoCount, infos);
-    if (infos != NULL && *infoCount > VGW_MAX_SLOTS)
-        *infoCount = VGW_MAX_SLOTS;
-    inside = true;
-    const nvmlReturn_t result = list(device, infoCount, infos == NULL ? NULL : wide, &count);
-    inside = false;
-    for (unsigned at = 0; infos != NULL && result == NVML_SUCCESS && at < count; at++)
-        infos[at] = (nvmlProcessInfo_v1_t){wide[at].pid, wide[at].usedGpuMemory};
     return result;
 }

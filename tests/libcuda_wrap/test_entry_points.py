@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -17,17 +16,6 @@ from oci_hook import quota_file
 from oci_hook.errors import HostError
 
 TWO = "cuA: {kind: answer, since: 1, handler: h, args: [int a]}\ncuB: {kind: answer, since: 1, handler: h, args: []}\n"
-
-
-@pytest.fixture(scope="session")
-def include() -> Path:
-    """A folder with cuda.h 13.0: the toolkit's, or the one of PyPI's nvidia-cuda-runtime."""
-    folders = [Path("/usr/local/cuda/include"), *Path(sysconfig.get_path("purelib")).glob("nvidia/*/include")]
-    for folder in folders:
-        header = folder / "cuda.h"
-        if header.exists() and re.search(r"#define CUDA_VERSION 13000\b", header.read_text()):
-            return folder
-    pytest.skip("no cuda.h of CUDA 13.0: install the toolkit, or pip install nvidia-cuda-runtime==13.0.*")
 
 
 def declared(include: Path) -> set[str]:

@@ -24,6 +24,12 @@ CUresult cuMemAddressReserve(CUdeviceptr *ptr, size_t size, size_t alignment, CU
 CUresult cuStreamCreate(CUstream *stream, unsigned int flags);
 CUresult cuStreamBeginCapture_v2(CUstream stream, int mode);
 
+#ifdef __x86_64__
+#define DLSYM_VERSION "GLIBC_2.2.5"
+#else
+#define DLSYM_VERSION "GLIBC_2.17"
+#endif
+
 typedef unsigned long long word;
 static word reg[4096];
 
@@ -104,23 +110,52 @@ static CUresult release(const char *family, word value)
     return cuMemFree_v2(value);
 }
 
-/* How a function is found: which library answers, and whether it is the same as the one that we are linked with. */
+typedef CUresult get_proc(const char *, void **, int, cuuint64_t, CUdriverProcAddressQueryResult *);
+
+/* A look-up function that was itself looked up, twice. */
+static get_proc *nested(void)
+{
+    get_proc *get = cuGetProcAddress_v2;
+    CUdriverProcAddressQueryResult status;
+    for (int depth = 0; depth < 2; depth++)
+        if (get("cuGetProcAddress", (void **)&get, 12000, 0, &status) != CUDA_SUCCESS)
+            return NULL;
+    return get;
+}
+
+static void *by_loader(const char *how, const char *name)
+{
+    void *(*other_dlsym)(void *, const char *);
+    if (strcmp(how, "dlsym") == 0)
+        return dlsym(dlopen("libcuda.so.1", RTLD_LAZY), name);
+    if (strcmp(how, "deepbind") == 0)
+        return dlsym(dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND), name);
+    if (strcmp(how, "default") == 0)
+        return dlsym(RTLD_DEFAULT, name);
+    if (strcmp(how, "next") == 0)
+        return dlsym(RTLD_NEXT, name);
+    if (strcmp(how, "dlvsym") == 0) { /* the C library's own, past whoever stands in front of dlsym */
+        other_dlsym = (void *(*)(void *, const char *))dlvsym(RTLD_DEFAULT, "dlsym", DLSYM_VERSION);
+        return other_dlsym == NULL ? NULL : other_dlsym(dlopen("libcuda.so.1", RTLD_LAZY), name);
+    }
+    return dlsym(dlopen(how, RTLD_LAZY), name); /* by another name of the library */
+}
+
+/* How a function is found: which library answers, and under which name. */
 static void find(const char *how, const char *name, word version, word flags)
 {
     void *at = NULL;
     CUdriverProcAddressQueryResult status = CU_GET_PROC_ADDRESS_SUCCESS;
     CUresult result = CUDA_SUCCESS;
     Dl_info info = {.dli_fname = "?", .dli_sname = "?"};
-    if (strcmp(how, "dlsym") == 0)
-        at = dlsym(dlopen("libcuda.so.1", RTLD_LAZY), name);
-    else if (strcmp(how, "default") == 0)
-        at = dlsym(RTLD_DEFAULT, name);
-    else if (strcmp(how, "next") == 0)
-        at = dlsym(RTLD_NEXT, name);
-    else if (strcmp(how, "v1") == 0)
+    if (strcmp(how, "v1") == 0)
         result = cuGetProcAddress(name, &at, (int)version, flags);
-    else
+    else if (strcmp(how, "v2") == 0)
         result = cuGetProcAddress_v2(name, &at, (int)version, flags, &status);
+    else if (strcmp(how, "nested") == 0)
+        result = nested()(name, &at, (int)version, flags, &status);
+    else
+        at = by_loader(how, name);
     if (at != NULL)
         dladdr(at, &info);
     printf("%d %s %s\n", result, at == NULL ? "-" : strrchr(info.dli_fname, '/') + 1,
