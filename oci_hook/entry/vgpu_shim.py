@@ -10,6 +10,10 @@ from _frozen_importlib import ModuleSpec
 from _frozen_importlib_external import MAGIC_NUMBER
 from marshal import loads
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import CodeType, ModuleType
+
 gc.disable()  # we end before there is anything to collect
 here = __file__.rpartition("/")[0]
 sys.path.insert(0, here)
@@ -18,23 +22,23 @@ sys.path.insert(0, here)
 class Pack:
     """Finder and loader: name of a module -> its code."""
 
-    codes = {}
+    codes: "dict[str, CodeType]" = {}
 
     @classmethod
-    def find_spec(cls, name, path=None, target=None):
+    def find_spec(cls, name: str, path: object = None, target: object = None) -> "ModuleSpec | None":
         if name not in cls.codes:
             return None
-        spec = ModuleSpec(name, cls, origin=cls.codes[name].co_filename, is_package=name == "oci_hook")
+        spec = ModuleSpec(name, cls, origin=cls.codes[name].co_filename)  # type: ignore[arg-type]  # no instance of it
         if name == "oci_hook":
-            spec.submodule_search_locations.append(f"{here}/{name}")
+            spec.submodule_search_locations = [f"{here}/{name}"]
         return spec
 
     @staticmethod
-    def create_module(spec):
+    def create_module(spec: ModuleSpec) -> None:
         return None
 
     @classmethod
-    def exec_module(cls, module):
+    def exec_module(cls, module: "ModuleType") -> None:
         exec(cls.codes[module.__name__], module.__dict__)
 
 
