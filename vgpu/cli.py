@@ -100,6 +100,36 @@ def configure_docker_command(
     raise typer.Exit(configure.run(edit, engine, installed, as_json=json))
 
 
+@configure_app.command("containerd")
+def configure_containerd_command(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the change as a diff; exit 2 if there is one.")
+    ] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Take our handler out again.")] = False,
+    set_default: Annotated[bool, typer.Option("--set-default", help="Make vgpu CRI's default runtime.")] = False,
+    config_toml: Annotated[
+        str, typer.Option("--config", help="containerd's own file.")
+    ] = "/etc/containerd/config.toml",
+    prefix: Annotated[str | None, typer.Option("--prefix", help="Where vgpu is installed.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Ask containerd what it makes of the file.")] = False,
+    program: Annotated[str, typer.Option("--program", help="The containerd to ask.")] = "containerd",
+    runtime_class: Annotated[bool, typer.Option("--runtime-class", help="Print Kubernetes' RuntimeClass.")] = False,
+    json: Json = False,
+) -> None:
+    """Add the runtime handler vgpu to containerd's config.toml; every other byte of it stays."""
+    from runtime_config.engines import containerd
+    from vgpu import configure, configure_containerd
+    from vgpu.config import prefix_of
+
+    if runtime_class:
+        print(containerd.runtime_class(), end="")
+        return
+    installed = prefix or prefix_of(os.environ.get("VGPU_CONFIG", DEFAULT_CONFIG))
+    edit = configure.Edit(config_toml, containerd, undo=undo, set_default=set_default, dry_run=dry_run)
+    asked = program if verify else None
+    raise typer.Exit(configure_containerd.run(edit, installed, verify=asked, as_json=json))
+
+
 @config_app.command("show")
 def config_show_command(config: Config = DEFAULT_CONFIG, json: Json = False) -> None:
     """Show every setting with the value in force."""

@@ -1,11 +1,11 @@
-"""vgpu configure docker: put the runtime into daemon.json, or take it out, and see that dockerd has noticed."""
+"""vgpu configure: put the runtime into an engine's configuration, or take it out, and see that the engine noticed."""
 
 from __future__ import annotations
 
 import difflib
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from oci_hook.errors import HostError
 from runtime_config import files
@@ -16,11 +16,29 @@ from vgpu import engine_docker, output
 WOULD_CHANGE = 2
 
 
+class Found(Protocol):
+    """What an engine's configuration says of us."""
+
+    @property
+    def launcher(self) -> str | None: ...
+    @property
+    def is_default(self) -> bool: ...
+
+
+class Editor(Protocol):
+    """A module of runtime_config.engines: text in, text out."""
+
+    def find(self, text: str, path: str = ...) -> Found: ...
+    def add(self, text: str, launcher: str, *, set_default: bool = ..., path: str = ...) -> str: ...
+    def remove(self, text: str, original: str | None, path: str = ...) -> str | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """What is to be done with the file at `path`. dry_run: only show it."""
+    """What is to be done with the file at `path`, by the engine's `editor`. dry_run: only show it."""
 
     path: str
+    editor: Editor = docker
     undo: bool = False
     set_default: bool = False
     dry_run: bool = False
@@ -73,7 +91,7 @@ class Change:
 
 
 def launcher_in(prefix: str) -> str:
-    """The launcher of the installation in `prefix`. Raises VGPU-CFG-003 where there is none: Docker would not start."""
+    """The launcher of the installation in `prefix`. Raises VGPU-CFG-003 if there is none: no container would start."""
     path = os.path.join(os.path.abspath(prefix), "bin", docker.LAUNCHER_NAME)
     if not os.access(path, os.X_OK):
         remedy = "name the folder that vgpu is installed in with --prefix, or install it there"
@@ -87,12 +105,12 @@ def plan(edit: Edit, prefix: str) -> Change:
     before = files.decode(file)
     if not edit.undo:
         launcher = launcher_in(prefix)
-        after = docker.add(before, launcher, set_default=edit.set_default, path=file.path)
+        after = edit.editor.add(before, launcher, set_default=edit.set_default, path=file.path)
         return Change(file, before, after, launcher, undo=False)
     backup = files.read(file.backup_path)
     original = None if backup.data is None else files.decode(backup)
-    undone = docker.remove(before, original, file.path)
-    was_default = docker.find(before, file.path).is_default
+    undone = edit.editor.remove(before, original, file.path)
+    was_default = edit.editor.find(before, file.path).is_default
     return Change(file, before, undone, None, undo=True, was_default=was_default)
 
 
@@ -110,7 +128,7 @@ def write(change: Change, edit: Edit) -> None:
         return
     assert change.after is not None
     backup_missing = not os.path.lexists(file.backup_path)
-    if backup_missing or docker.find(change.before, file.path).launcher is None:
+    if backup_missing or edit.editor.find(change.before, file.path).launcher is None:
         files.keep_backup(file)
     os.makedirs(os.path.dirname(file.target), 0o755, exist_ok=True)
     files.replace(file, change.after.encode())
@@ -121,11 +139,11 @@ def run(edit: Edit, engine: Engine, prefix: str, *, as_json: bool) -> int:
     change = plan(edit, prefix)
     result: dict[str, Any] = {"file": change.file.path, "changed": change.needed, "dry_run": edit.dry_run}
     if edit.dry_run:
-        return _show(change, edit, result, as_json=as_json)
+        return show(change, edit, result, as_json=as_json)
     if change.needed:
         write(change, edit)
     if not as_json:
-        print(f"{change.file.path}: {'changed' if change.needed else _unchanged(edit)}", flush=True)
+        print(f"{change.file.path}: {'changed' if change.needed else unchanged(edit)}", flush=True)
     if engine.reload:
         _reload(change, engine)
     if engine.verify:
@@ -140,17 +158,17 @@ def run(edit: Edit, engine: Engine, prefix: str, *, as_json: bool) -> int:
     return 0
 
 
-def _show(change: Change, edit: Edit, result: dict[str, Any], *, as_json: bool) -> int:
+def show(change: Change, edit: Edit, result: dict[str, Any], *, as_json: bool) -> int:
     if as_json:
         output.emit_json({**result, "diff": change.diff()})
     elif change.needed:
         print(change.diff(), end="")
     else:
-        print(f"{change.file.path}: {_unchanged(edit)}")
+        print(f"{change.file.path}: {unchanged(edit)}")
     return WOULD_CHANGE if change.needed else 0
 
 
-def _unchanged(edit: Edit) -> str:
+def unchanged(edit: Edit) -> str:
     return f"nothing to do: the runtime {docker.RUNTIME} {'is not there' if edit.undo else 'is there already'}"
 
 
