@@ -34,7 +34,7 @@ CUDA = Wrapper(
     soname="libcuda.so.1",
     driver="libvgpu-driver.so",
     key="cuda",
-    sources=("table.c", "place.c", "answer.c", "charge.c", "array.c", "vmm.c", "context.c"),
+    sources=("table.c", "place.c", "answer.c", "charge.c", "pool.c", "array.c", "vmm.c", "context.c"),
 )
 NVML = Wrapper(soname="libnvidia-ml.so.1", driver="libvgpu-nvml.so", key="nvml", sources=("nvml.c", "nvml_process.c"))
 

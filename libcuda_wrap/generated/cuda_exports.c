@@ -86,6 +86,20 @@ VGW_EXPORT CUresult cuCtxSetLimit(CUlimit limit, size_t value)
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_ctx_set_limit(real, limit, value);
 }
 
+VGW_EXPORT CUresult cuCtxSynchronize(void);
+VGW_EXPORT CUresult cuCtxSynchronize(void)
+{
+    vgw_fn_ctx_synchronize *real = (vgw_fn_ctx_synchronize *)vgw_real(VGW_AT_cuCtxSynchronize);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_ctx_synchronize(real);
+}
+
+VGW_EXPORT CUresult cuCtxSynchronize_v2(CUcontext ctx);
+VGW_EXPORT CUresult cuCtxSynchronize_v2(CUcontext ctx)
+{
+    vgw_fn_ctx_synchronize_v2 *real = (vgw_fn_ctx_synchronize_v2 *)vgw_real(VGW_AT_cuCtxSynchronize_v2);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_ctx_synchronize_v2(real, ctx);
+}
+
 VGW_EXPORT CUresult cuDeviceGet(CUdevice *device, int ordinal);
 VGW_EXPORT CUresult cuDeviceGet(CUdevice *device, int ordinal)
 {
@@ -154,6 +168,13 @@ VGW_EXPORT CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice dev)
 {
     vgw_fn_device_total_mem *real = (vgw_fn_device_total_mem *)vgw_real(VGW_AT_cuDeviceTotalMem_v2);
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_device_total_mem(real, bytes, dev);
+}
+
+VGW_EXPORT CUresult cuEventSynchronize(CUevent hEvent);
+VGW_EXPORT CUresult cuEventSynchronize(CUevent hEvent)
+{
+    vgw_fn_event_synchronize *real = (vgw_fn_event_synchronize *)vgw_real(VGW_AT_cuEventSynchronize);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_event_synchronize(real, hEvent);
 }
 
 VGW_EXPORT CUresult cuGetProcAddress(const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags);
@@ -402,6 +423,13 @@ VGW_EXPORT CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *po
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_mem_pool_create(real, pool, poolProps);
 }
 
+VGW_EXPORT CUresult cuMemPoolDestroy(CUmemoryPool pool);
+VGW_EXPORT CUresult cuMemPoolDestroy(CUmemoryPool pool)
+{
+    vgw_fn_mem_pool_destroy *real = (vgw_fn_mem_pool_destroy *)vgw_real(VGW_AT_cuMemPoolDestroy);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_mem_pool_destroy(real, pool);
+}
+
 VGW_EXPORT CUresult cuMemPoolImportFromShareableHandle(CUmemoryPool *pool_out, void *handle, CUmemAllocationHandleType handleType, unsigned long long flags);
 VGW_EXPORT CUresult cuMemPoolImportFromShareableHandle(CUmemoryPool *pool_out, void *handle, CUmemAllocationHandleType handleType, unsigned long long flags)
 {
@@ -419,6 +447,13 @@ VGW_EXPORT CUresult cuMemPoolImportPointer(CUdeviceptr *ptr_out, CUmemoryPool po
     (void)pool;
     (void)shareData;
     return vgw_refuse();
+}
+
+VGW_EXPORT CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t minBytesToKeep);
+VGW_EXPORT CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t minBytesToKeep)
+{
+    vgw_fn_mem_pool_trim *real = (vgw_fn_mem_pool_trim *)vgw_real(VGW_AT_cuMemPoolTrimTo);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_mem_pool_trim(real, pool, minBytesToKeep);
 }
 
 VGW_EXPORT CUresult cuMemRelease(CUmemGenericAllocationHandle handle);
@@ -495,6 +530,20 @@ VGW_EXPORT CUresult cuMulticastCreate(CUmemGenericAllocationHandle *mcHandle, co
     return vgw_refuse();
 }
 
+VGW_EXPORT CUresult cuStreamSynchronize(CUstream hStream);
+VGW_EXPORT CUresult cuStreamSynchronize(CUstream hStream)
+{
+    vgw_fn_stream_synchronize *real = (vgw_fn_stream_synchronize *)vgw_real(VGW_AT_cuStreamSynchronize);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_stream_synchronize(real, hStream);
+}
+
+VGW_EXPORT CUresult cuStreamSynchronize_ptsz(CUstream hStream);
+VGW_EXPORT CUresult cuStreamSynchronize_ptsz(CUstream hStream)
+{
+    vgw_fn_stream_synchronize *real = (vgw_fn_stream_synchronize *)vgw_real(VGW_AT_cuStreamSynchronize_ptsz);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_stream_synchronize(real, hStream);
+}
+
 const struct vgw_wrapped vgw_wrapped[] = {
     {"cuArray3DCreate", (void *)cuArray3DCreate},
     {"cuArray3DCreate_v2", (void *)cuArray3DCreate_v2},
@@ -508,6 +557,8 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuCtxDestroy", (void *)cuCtxDestroy},
     {"cuCtxDestroy_v2", (void *)cuCtxDestroy_v2},
     {"cuCtxSetLimit", (void *)cuCtxSetLimit},
+    {"cuCtxSynchronize", (void *)cuCtxSynchronize},
+    {"cuCtxSynchronize_v2", (void *)cuCtxSynchronize_v2},
     {"cuDeviceGet", (void *)cuDeviceGet},
     {"cuDeviceGetByPCIBusId", (void *)cuDeviceGetByPCIBusId},
     {"cuDeviceGetCount", (void *)cuDeviceGetCount},
@@ -518,6 +569,7 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuDevicePrimaryCtxRetain", (void *)cuDevicePrimaryCtxRetain},
     {"cuDeviceTotalMem", (void *)cuDeviceTotalMem},
     {"cuDeviceTotalMem_v2", (void *)cuDeviceTotalMem_v2},
+    {"cuEventSynchronize", (void *)cuEventSynchronize},
     {"cuGetProcAddress", (void *)cuGetProcAddress},
     {"cuGetProcAddress_v2", (void *)cuGetProcAddress_v2},
     {"cuGraphAddMemAllocNode", (void *)cuGraphAddMemAllocNode},
@@ -550,8 +602,10 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuMemMapArrayAsync", (void *)cuMemMapArrayAsync},
     {"cuMemMapArrayAsync_ptsz", (void *)cuMemMapArrayAsync_ptsz},
     {"cuMemPoolCreate", (void *)cuMemPoolCreate},
+    {"cuMemPoolDestroy", (void *)cuMemPoolDestroy},
     {"cuMemPoolImportFromShareableHandle", (void *)cuMemPoolImportFromShareableHandle},
     {"cuMemPoolImportPointer", (void *)cuMemPoolImportPointer},
+    {"cuMemPoolTrimTo", (void *)cuMemPoolTrimTo},
     {"cuMemRelease", (void *)cuMemRelease},
     {"cuMemRetainAllocationHandle", (void *)cuMemRetainAllocationHandle},
     {"cuMemUnmap", (void *)cuMemUnmap},
@@ -561,6 +615,8 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuMulticastBindAddr", (void *)cuMulticastBindAddr},
     {"cuMulticastBindMem", (void *)cuMulticastBindMem},
     {"cuMulticastCreate", (void *)cuMulticastCreate},
+    {"cuStreamSynchronize", (void *)cuStreamSynchronize},
+    {"cuStreamSynchronize_ptsz", (void *)cuStreamSynchronize_ptsz},
 };
 void *vgw_real_table[VGW_CUDA_COUNT];
 const unsigned vgw_wrapped_count = VGW_CUDA_COUNT;

@@ -17,6 +17,8 @@ enum vgw_cuda_index {
     VGW_AT_cuCtxDestroy,
     VGW_AT_cuCtxDestroy_v2,
     VGW_AT_cuCtxSetLimit,
+    VGW_AT_cuCtxSynchronize,
+    VGW_AT_cuCtxSynchronize_v2,
     VGW_AT_cuDeviceGet,
     VGW_AT_cuDeviceGetByPCIBusId,
     VGW_AT_cuDeviceGetCount,
@@ -27,6 +29,7 @@ enum vgw_cuda_index {
     VGW_AT_cuDevicePrimaryCtxRetain,
     VGW_AT_cuDeviceTotalMem,
     VGW_AT_cuDeviceTotalMem_v2,
+    VGW_AT_cuEventSynchronize,
     VGW_AT_cuGetProcAddress,
     VGW_AT_cuGetProcAddress_v2,
     VGW_AT_cuGraphAddMemAllocNode,
@@ -59,8 +62,10 @@ enum vgw_cuda_index {
     VGW_AT_cuMemMapArrayAsync,
     VGW_AT_cuMemMapArrayAsync_ptsz,
     VGW_AT_cuMemPoolCreate,
+    VGW_AT_cuMemPoolDestroy,
     VGW_AT_cuMemPoolImportFromShareableHandle,
     VGW_AT_cuMemPoolImportPointer,
+    VGW_AT_cuMemPoolTrimTo,
     VGW_AT_cuMemRelease,
     VGW_AT_cuMemRetainAllocationHandle,
     VGW_AT_cuMemUnmap,
@@ -70,6 +75,8 @@ enum vgw_cuda_index {
     VGW_AT_cuMulticastBindAddr,
     VGW_AT_cuMulticastBindMem,
     VGW_AT_cuMulticastCreate,
+    VGW_AT_cuStreamSynchronize,
+    VGW_AT_cuStreamSynchronize_ptsz,
     VGW_CUDA_COUNT
 };
 
@@ -93,6 +100,10 @@ typedef CUresult vgw_fn_ctx_destroy(CUcontext);
 CUresult vgw_ctx_destroy(vgw_fn_ctx_destroy *real, CUcontext ctx);
 typedef CUresult vgw_fn_ctx_set_limit(CUlimit, size_t);
 CUresult vgw_ctx_set_limit(vgw_fn_ctx_set_limit *real, CUlimit limit, size_t value);
+typedef CUresult vgw_fn_ctx_synchronize(void);
+CUresult vgw_ctx_synchronize(vgw_fn_ctx_synchronize *real);
+typedef CUresult vgw_fn_ctx_synchronize_v2(CUcontext);
+CUresult vgw_ctx_synchronize_v2(vgw_fn_ctx_synchronize_v2 *real, CUcontext ctx);
 typedef CUresult vgw_fn_device_get(CUdevice *, int);
 CUresult vgw_device_get(vgw_fn_device_get *real, CUdevice *device, int ordinal);
 typedef CUresult vgw_fn_device_get_by_pci(CUdevice *, const char *);
@@ -109,6 +120,8 @@ typedef CUresult vgw_fn_device_total_mem_v1(unsigned int *, CUdevice);
 CUresult vgw_device_total_mem_v1(vgw_fn_device_total_mem_v1 *real, unsigned int *bytes, CUdevice dev);
 typedef CUresult vgw_fn_device_total_mem(size_t *, CUdevice);
 CUresult vgw_device_total_mem(vgw_fn_device_total_mem *real, size_t *bytes, CUdevice dev);
+typedef CUresult vgw_fn_event_synchronize(CUevent);
+CUresult vgw_event_synchronize(vgw_fn_event_synchronize *real, CUevent hEvent);
 typedef CUresult vgw_fn_get_proc_address_v1(const char *, void **, int, cuuint64_t);
 CUresult vgw_get_proc_address_v1(vgw_fn_get_proc_address_v1 *real, const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags);
 typedef CUresult vgw_fn_get_proc_address(const char *, void **, int, cuuint64_t, CUdriverProcAddressQueryResult *);
@@ -149,6 +162,10 @@ typedef CUresult vgw_fn_mem_map(CUdeviceptr, size_t, size_t, CUmemGenericAllocat
 CUresult vgw_mem_map(vgw_fn_mem_map *real, CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAllocationHandle handle, unsigned long long flags);
 typedef CUresult vgw_fn_mem_pool_create(CUmemoryPool *, const CUmemPoolProps *);
 CUresult vgw_mem_pool_create(vgw_fn_mem_pool_create *real, CUmemoryPool *pool, const CUmemPoolProps *poolProps);
+typedef CUresult vgw_fn_mem_pool_destroy(CUmemoryPool);
+CUresult vgw_mem_pool_destroy(vgw_fn_mem_pool_destroy *real, CUmemoryPool pool);
+typedef CUresult vgw_fn_mem_pool_trim(CUmemoryPool, size_t);
+CUresult vgw_mem_pool_trim(vgw_fn_mem_pool_trim *real, CUmemoryPool pool, size_t minBytesToKeep);
 typedef CUresult vgw_fn_mem_release(CUmemGenericAllocationHandle);
 CUresult vgw_mem_release(vgw_fn_mem_release *real, CUmemGenericAllocationHandle handle);
 typedef CUresult vgw_fn_mem_retain(CUmemGenericAllocationHandle *, void *);
@@ -159,5 +176,7 @@ typedef CUresult vgw_fn_mipmap_create(CUmipmappedArray *, const CUDA_ARRAY3D_DES
 CUresult vgw_mipmap_create(vgw_fn_mipmap_create *real, CUmipmappedArray *pHandle, const CUDA_ARRAY3D_DESCRIPTOR *pMipmappedArrayDesc, unsigned int numMipmapLevels);
 typedef CUresult vgw_fn_mipmap_destroy(CUmipmappedArray);
 CUresult vgw_mipmap_destroy(vgw_fn_mipmap_destroy *real, CUmipmappedArray hMipmappedArray);
+typedef CUresult vgw_fn_stream_synchronize(CUstream);
+CUresult vgw_stream_synchronize(vgw_fn_stream_synchronize *real, CUstream hStream);
 
 #endif

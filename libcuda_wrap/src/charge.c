@@ -1,4 +1,4 @@
-/* charge.c - linear memory: cuMemAlloc and its family, from pools and streams too.
+/* charge.c - linear memory: cuMemAlloc and its family, and what frees it. Pools are pool.c's.
  *
  * The quota is charged before the driver is called, so that two threads cannot both pass, and given back if the driver
  * refuses. No lock is held across a driver call, which may call back into us.
@@ -6,6 +6,7 @@
 #include "vgw_charge.h"
 
 #include "cuda_handlers.h"
+#include "vgw_pool.h"
 
 bool vgw_keep(enum vgw_kind kind, uint64_t key, uint64_t bytes, uint64_t link, unsigned gpu)
 {
@@ -44,6 +45,8 @@ static CUresult finish(CUresult result, CUdeviceptr pointer, uint64_t bytes, con
     if (result == CUDA_SUCCESS) {
         vgw_driver.cuMemFree_v2(pointer);
         result = CUDA_ERROR_OUT_OF_MEMORY;
+    } else if (result == CUDA_ERROR_OUT_OF_MEMORY) {
+        vgw_denied(place->gpu, VGW_DENIED_DRIVER, bytes);
     }
     vgw_refund(place->gpu, bytes);
     return result;
@@ -142,91 +145,27 @@ CUresult vgw_mem_alloc_pitch_v1(vgw_fn_mem_alloc_pitch_v1 *real, CUdeviceptr_v1 
     return finish_pitch(result, done ? *dptr : 0, least, done ? (size_t)*pPitch * Height : 0, &place);
 }
 
-/* Memory of a pool belongs to the device: the end of a context does not free it, so that it has no link to one. */
-static CUresult finish_async(CUresult result, const CUdeviceptr *dptr, size_t bytes, unsigned gpu, CUstream stream)
+/* What came from a pool goes back to it, and not to the quota: see pool.c. */
+static CUresult freed(const struct vgw_freeing *freeing, bool pooled, CUresult result, bool at_once)
 {
-    if (result == CUDA_SUCCESS && gpu != VGW_NO_GPU && !vgw_keep(VGW_POINTER, *dptr, bytes, 0, gpu)) {
-        vgw_driver.cuMemFreeAsync(*dptr, stream);
-        result = CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    if (result != CUDA_SUCCESS && gpu != VGW_NO_GPU)
-        vgw_refund(gpu, bytes);
+    if (!pooled || result != CUDA_SUCCESS)
+        return vgw_freed(freeing, result);
+    vgw_pool_freed(&freeing->entry, at_once);
     return result;
 }
 
-CUresult vgw_mem_alloc_async(vgw_fn_mem_alloc_async *real, CUdeviceptr *dptr, size_t bytesize, CUstream hStream)
+static struct vgw_freeing forget_pointer(uint64_t pointer, bool *pooled)
 {
-    struct vgw_place place;
-    const bool of_thread = hStream == NULL && real == (vgw_fn_mem_alloc_async *)vgw_real(VGW_AT_cuMemAllocAsync_ptsz);
-    CUresult result = vgw_place_of_stream(of_thread ? CU_STREAM_PER_THREAD : hStream, &place);
-    if (result != CUDA_SUCCESS)
-        return result;
-    if (dptr == NULL)
-        return real(dptr, bytesize, hStream);
-    if (!vgw_charge(place.gpu, bytesize))
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    return finish_async(real(dptr, bytesize, hStream), dptr, bytesize, place.gpu, hStream);
-}
-
-CUresult vgw_mem_pool_create(vgw_fn_mem_pool_create *real, CUmemoryPool *pool, const CUmemPoolProps *poolProps)
-{
-    unsigned gpu = VGW_NO_GPU;
-    if (pool == NULL || poolProps == NULL)
-        return real(pool, poolProps);
-    if (poolProps->allocType == CU_MEM_ALLOCATION_TYPE_MANAGED)
-        return vgw_refuse(); /* it has no place of its own, so nobody could be charged */
-    CUresult result = CUDA_SUCCESS;
-    if (poolProps->location.type == CU_MEM_LOCATION_TYPE_DEVICE)
-        result = vgw_device_gpu(poolProps->location.id, &gpu);
-    if (result == CUDA_SUCCESS)
-        result = real(pool, poolProps);
-    if (result == CUDA_SUCCESS && !vgw_keep(VGW_POOL, vgw_key(*pool), 0, 0, gpu))
-        result = CUDA_ERROR_OUT_OF_MEMORY; /* the pool stays, empty: nothing can be allocated from it */
-    return result;
-}
-
-/* A pool that the program made, or a device's own; no other can be told where it is. */
-static CUresult pool_gpu(CUmemoryPool pool, unsigned *gpu)
-{
-    struct vgw_entry entry;
-    if (vgw_table_get(VGW_POOL, vgw_key(pool), &entry)) {
-        *gpu = entry.gpu;
-        return CUDA_SUCCESS;
-    }
-    CUresult result = vgw_devices_ready();
-    for (int ordinal = 0; result == CUDA_SUCCESS && ordinal < vgw_device_count(); ordinal++) {
-        CUmemoryPool own = NULL;
-        if (vgw_driver.cuDeviceGetDefaultMemPool != NULL &&
-            vgw_driver.cuDeviceGetDefaultMemPool(&own, vgw_device_at(ordinal)) == CUDA_SUCCESS && own == pool)
-            return vgw_device_gpu(vgw_device_at(ordinal), gpu);
-    }
-    return result != CUDA_SUCCESS ? result : CUDA_ERROR_INVALID_VALUE;
-}
-
-CUresult vgw_mem_alloc_from_pool(vgw_fn_mem_alloc_from_pool *real, CUdeviceptr *dptr, size_t bytesize,
-                                 CUmemoryPool pool, CUstream hStream)
-{
-    struct vgw_place place;
-    unsigned gpu;
-    const bool of_thread =
-        hStream == NULL && real == (vgw_fn_mem_alloc_from_pool *)vgw_real(VGW_AT_cuMemAllocFromPoolAsync_ptsz);
-    CUresult result = vgw_place_of_stream(of_thread ? CU_STREAM_PER_THREAD : hStream, &place);
-    if (result != CUDA_SUCCESS)
-        return result;
-    if (dptr == NULL || pool == NULL)
-        return real(dptr, bytesize, pool, hStream);
-    result = pool_gpu(pool, &gpu);
-    if (result != CUDA_SUCCESS)
-        return result;
-    if (gpu != VGW_NO_GPU && !vgw_charge(gpu, bytesize))
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    return finish_async(real(dptr, bytesize, pool, hStream), dptr, bytesize, gpu, hStream);
+    struct vgw_freeing freeing = vgw_forget(VGW_POINTER, pointer);
+    *pooled = !freeing.known;
+    return freeing.known ? freeing : vgw_forget(VGW_POOLED, pointer);
 }
 
 CUresult vgw_mem_free(vgw_fn_mem_free *real, CUdeviceptr dptr)
 {
-    const struct vgw_freeing freeing = vgw_forget(VGW_POINTER, dptr);
-    return vgw_freed(&freeing, real(dptr));
+    bool pooled;
+    const struct vgw_freeing freeing = forget_pointer(dptr, &pooled);
+    return freed(&freeing, pooled && freeing.known, real(dptr), true);
 }
 
 CUresult vgw_mem_free_v1(vgw_fn_mem_free_v1 *real, CUdeviceptr_v1 dptr)
@@ -237,6 +176,7 @@ CUresult vgw_mem_free_v1(vgw_fn_mem_free_v1 *real, CUdeviceptr_v1 dptr)
 
 CUresult vgw_mem_free_async(vgw_fn_mem_free_async *real, CUdeviceptr dptr, CUstream hStream)
 {
-    const struct vgw_freeing freeing = vgw_forget(VGW_POINTER, dptr);
-    return vgw_freed(&freeing, real(dptr, hStream));
+    bool pooled;
+    const struct vgw_freeing freeing = forget_pointer(dptr, &pooled);
+    return freed(&freeing, pooled && freeing.known, real(dptr, hStream), false);
 }

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "vgw_pool.h"
 #include "vgw_region.h"
 #include "vgw_table.h"
 
@@ -21,6 +22,7 @@ static void forked(void)
 {
     pthread_mutex_init(&finding, NULL);
     vgw_table_forked();
+    vgw_pools_forked();
 }
 
 void vgw_real_more(void *library)
@@ -32,16 +34,20 @@ void vgw_real_more(void *library)
     FIND(cuCtxGetLimit);
     FIND(cuCtxPopCurrent_v2);
     FIND(cuCtxPushCurrent_v2);
+    FIND(cuCtxSynchronize);
     FIND(cuDeviceGet);
     FIND(cuDeviceGetAttribute);
     FIND(cuDeviceGetCount);
     FIND(cuDeviceGetDefaultMemPool);
+    FIND(cuDeviceGetMemPool);
     FIND(cuDeviceGetUuid);
     FIND(cuDeviceGetUuid_v2);
     FIND(cuDevicePrimaryCtxGetState);
     FIND(cuMemFreeAsync);
     FIND(cuMemFree_v2);
     FIND(cuMemGetAddressRange_v2);
+    FIND(cuMemPoolGetAttribute);
+    FIND(cuMemPoolTrimTo);
     FIND(cuMemRelease);
     FIND(cuMemUnmap);
     FIND(cuMipmappedArrayDestroy);
@@ -120,6 +126,14 @@ int vgw_device_count(void)
 CUdevice vgw_device_at(int ordinal)
 {
     return devices[ordinal];
+}
+
+CUdevice vgw_device_of(unsigned gpu)
+{
+    int ordinal = 0;
+    while (ordinal < device_count && gpus[devices[ordinal]] != gpu + 1)
+        ordinal++;
+    return ordinal < device_count ? devices[ordinal] : -1;
 }
 
 CUresult vgw_device_gpu(CUdevice device, unsigned *gpu)

@@ -168,10 +168,13 @@ void vgw_denied(unsigned gpu, enum vgw_denial why, uint64_t bytes)
     __atomic_store_n(&vgw_usage->gpus[gpu].denied_bytes, bytes, __ATOMIC_RELAXED);
 }
 
+bool (*vgw_reclaim)(unsigned gpu);
+
 bool vgw_charge(unsigned gpu, uint64_t bytes)
 {
     const int slot = vgw_region_ready() ? own_slot() : -1;
-    if (slot >= 0 && (take((unsigned)slot, gpu, bytes) || (vgw_reap() && take((unsigned)slot, gpu, bytes))))
+    if (slot >= 0 && (take((unsigned)slot, gpu, bytes) || (vgw_reap() && take((unsigned)slot, gpu, bytes)) ||
+                      (vgw_reclaim != NULL && vgw_reclaim(gpu) && take((unsigned)slot, gpu, bytes))))
         return true;
     vgw_denied(gpu, slot < 0 ? VGW_DENIED_SLOT : VGW_DENIED_QUOTA, bytes); /* closed: what nobody accounts for */
     return false;

@@ -16,16 +16,20 @@ struct vgw_driver { /* NULL where this driver does not have it */
     CUresult (*cuCtxGetLimit)(size_t *, CUlimit);
     CUresult (*cuCtxPopCurrent_v2)(CUcontext *);
     CUresult (*cuCtxPushCurrent_v2)(CUcontext);
+    CUresult (*cuCtxSynchronize)(void);
     CUresult (*cuDeviceGet)(CUdevice *, int);
     CUresult (*cuDeviceGetAttribute)(int *, CUdevice_attribute, CUdevice);
     CUresult (*cuDeviceGetCount)(int *);
     CUresult (*cuDeviceGetDefaultMemPool)(CUmemoryPool *, CUdevice);
+    CUresult (*cuDeviceGetMemPool)(CUmemoryPool *, CUdevice);
     CUresult (*cuDeviceGetUuid)(CUuuid *, CUdevice);
     CUresult (*cuDeviceGetUuid_v2)(CUuuid *, CUdevice);
     CUresult (*cuDevicePrimaryCtxGetState)(CUdevice, unsigned int *, int *);
     CUresult (*cuMemFreeAsync)(CUdeviceptr, CUstream);
     CUresult (*cuMemFree_v2)(CUdeviceptr);
     CUresult (*cuMemGetAddressRange_v2)(CUdeviceptr *, size_t *, CUdeviceptr);
+    CUresult (*cuMemPoolGetAttribute)(CUmemoryPool, CUmemPool_attribute, void *);
+    CUresult (*cuMemPoolTrimTo)(CUmemoryPool, size_t);
     CUresult (*cuMemRelease)(CUmemGenericAllocationHandle);
     CUresult (*cuMemUnmap)(CUdeviceptr, size_t);
     CUresult (*cuMipmappedArrayDestroy)(CUmipmappedArray);
@@ -46,6 +50,7 @@ struct vgw_place {
 CUresult vgw_devices_ready(void);
 int vgw_device_count(void);
 CUdevice vgw_device_at(int ordinal);
+CUdevice vgw_device_of(unsigned gpu); /* of the slice */
 
 /* Whether the device is of the slice: CUDA_SUCCESS and its GPU, or the error to answer. */
 CUresult vgw_device_gpu(CUdevice device, unsigned *gpu);

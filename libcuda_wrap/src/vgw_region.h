@@ -29,6 +29,10 @@ int vgw_gpu_by_uuid(const char *uuid);
 bool vgw_charge(unsigned gpu, uint64_t bytes);
 void vgw_refund(unsigned gpu, uint64_t bytes);
 
+/* Has this process's pools give back what they keep, before an allocation is refused; true if that was anything. NULL
+ * until there is a pool. */
+extern bool (*vgw_reclaim)(unsigned gpu);
+
 /* Writes down that an allocation was refused. */
 void vgw_denied(unsigned gpu, enum vgw_denial why, uint64_t bytes);
 

@@ -15,11 +15,11 @@ enum vgw_kind {
     VGW_HANDLE,  /* cuMemCreate's handle: count is how often it must be released, link the object */
     VGW_MAPPING, /* cuMemMap: bytes of the mapping, link the object */
     VGW_OBJECT,  /* physical memory: count is handles and mappings together */
-    VGW_POOL,    /* on which GPU a memory pool is */
+    VGW_POOLED,  /* from a memory pool, which is what is charged: link is the pool */
     VGW_LIMIT    /* what cuCtxSetLimit reserved in a context */
 };
 
-#define VGW_NO_GPU 255u /* a pool in host memory */
+#define VGW_NO_GPU 255u /* not on a GPU */
 
 struct vgw_entry {
     uint64_t key;

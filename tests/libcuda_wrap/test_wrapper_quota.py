@@ -23,6 +23,8 @@ from tests.libcuda_wrap.wrapped import (
 
 FAMILIES = ["linear", "managed", "pitch", "async", "async_ptsz", "pool", "array", "array3d", "mipmap", "physical"]
 MALLOC_HEAP = 2
+POOLED = ("async", "async_ptsz", "pool")
+PIECE = 2 * MIB  # of physical memory, and of what a pool grows by
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -34,8 +36,11 @@ def test_the_quota_is_exact_to_the_byte(box: Box, family: str) -> None:
     assert box.used() == quota
     assert client.ask("alloc linear 1 1")[0] == OUT_OF_MEMORY
     assert client.ask(f"free {family} 0")[0] == OK
+    if family in POOLED:
+        assert box.used() == quota, "the pool still has it"
+        assert client.ask("sync")[0] == OK
     assert box.used() == 0
-    step = 2 * MIB if family == "physical" else 16  # granularity of physical memory; arrays here come in 16 bytes
+    step = PIECE if family in ("physical", *POOLED) else 16  # arrays here come in 16 bytes
     assert client.ask(f"alloc {family} 0 {quota + step}")[0] == OUT_OF_MEMORY
     assert box.used() == 0
     usage = box.usage()

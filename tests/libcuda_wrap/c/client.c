@@ -21,6 +21,8 @@ CUresult cuCtxSetCurrent(CUcontext context);
 CUresult cuDeviceGetUuid(CUuuid *uuid, CUdevice device);
 CUresult cuMemAddressReserve(CUdeviceptr *ptr, size_t size, size_t alignment, CUdeviceptr addr,
                              unsigned long long flags);
+CUresult cuDeviceGetDefaultMemPool(CUmemoryPool *pool, CUdevice device);
+CUresult cuMemPoolSetAttribute(CUmemoryPool pool, int attribute, void *value);
 CUresult cuStreamCreate(CUstream *stream, unsigned int flags);
 CUresult cuStreamBeginCapture_v2(CUstream stream, int mode);
 
@@ -67,12 +69,13 @@ static CUresult make_array(const char *family, word *at, size_t bytes)
     return cuMipmappedArrayCreate((CUmipmappedArray *)at, &one, 1);
 }
 
+static CUmemoryPool pool;
+
 static CUresult allocate(const char *family, word *at, size_t bytes, word *extra)
 {
     size_t pitch = 0;
     CUmemPoolProps pool_at = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED, .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
     CUmemAllocationProp prop = on_device(0);
-    static CUmemoryPool pool;
     if (strcmp(family, "linear") == 0)
         return cuMemAlloc_v2(at, bytes);
     if (strcmp(family, "managed") == 0)
@@ -296,6 +299,23 @@ static void misuse(void)
     say(CUDA_SUCCESS, refused, (word)(errno == 77));
 }
 
+/* keep: up to so many bytes are kept at a synchronisation; of the program's own pool, or the device's. */
+static void pool_command(const char *verb, word a)
+{
+    const int release_threshold = 4;
+    CUmemoryPool which = pool;
+    CUresult result = which == NULL ? cuDeviceGetDefaultMemPool(&which, 0) : CUDA_SUCCESS;
+    if (result == CUDA_SUCCESS && strcmp(verb, "pool_keep") == 0)
+        result = cuMemPoolSetAttribute(which, release_threshold, &a);
+    else if (result == CUDA_SUCCESS && strcmp(verb, "pool_trim") == 0)
+        result = cuMemPoolTrimTo(which, a);
+    else if (result == CUDA_SUCCESS && strcmp(verb, "pool_destroy") == 0) {
+        result = cuMemPoolDestroy(which);
+        pool = NULL;
+    }
+    say(result, 0, 0);
+}
+
 static void capture(void)
 {
     CUstream stream = NULL;
@@ -336,6 +356,10 @@ static void obey(char *line)
             say(cuCtxSetLimit((CUlimit)a, b), 0, 0);
         else if (strcmp(verb, "misuse") == 0)
             misuse();
+        else if (strcmp(verb, "sync") == 0)
+            say(cuCtxSynchronize(), 0, 0);
+        else if (strncmp(verb, "pool_", 5) == 0)
+            pool_command(verb, a);
         else if (strcmp(verb, "capture") == 0)
             capture();
         else if (strcmp(verb, "closeall") == 0) {
