@@ -35,7 +35,7 @@ def test_the_quota_is_exact_to_the_byte(box: Box, family: str) -> None:
     assert client.ask("alloc linear 1 1")[0] == OUT_OF_MEMORY
     assert client.ask(f"free {family} 0")[0] == OK
     assert box.used() == 0
-    step = 2 * MIB if family == "physical" else 16  # granularity of physical memory; arrays here come in 16 bytes
+    step = {"physical": 2 * MIB, "pitch": 512}.get(family, 16)  # granularity of physical memory and rows; arrays: 16
     assert client.ask(f"alloc {family} 0 {quota + step}")[0] == OUT_OF_MEMORY
     assert box.used() == 0
     usage = box.usage()
@@ -62,6 +62,13 @@ def test_the_padding_of_a_pitched_row_counts(box: Box) -> None:
     box.resize(0, pitch - 1)
     assert client.ask("alloc pitch 0 1")[0] == OUT_OF_MEMORY
     assert box.used() == 0
+
+
+def test_a_pitched_row_that_does_not_fit_is_not_even_asked_of_the_driver(box: Box) -> None:
+    box.fresh(part(0, 511))
+    assert box.client().ready().ask("alloc pitch 0 1")[0] == OUT_OF_MEMORY
+    usage = box.usage().gpus[0]
+    assert (usage.denied_bytes, usage.peak_bytes) == (512, 0)  # row and padding at once
 
 
 def test_sparse_arrays_take_nothing(box: Box) -> None:
