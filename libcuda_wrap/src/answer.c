@@ -89,7 +89,7 @@ CUresult vgw_device_total_mem_v1(vgw_fn_device_total_mem_v1 *real, unsigned int 
 static CUresult slice_info(size_t *free, size_t *total)
 {
     unsigned gpu;
-    const CUresult result = vgw_gpu_here(&gpu);
+    const CUresult result = vgw_gpu_of_context(&gpu);
     if (result != CUDA_SUCCESS)
         return result;
     vgw_reap_sometimes(gpu);

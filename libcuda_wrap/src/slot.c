@@ -196,7 +196,7 @@ void vgw_reap_sometimes(unsigned gpu)
     if (vgw_ledger_used(vgw_usage, gpu) == mine)
         return;
     struct timespec now = {0, 0};
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now); /* good to 4 ms, at a fifth of the price */
     const int64_t now_ns = now.tv_sec * 1000000000ll + now.tv_nsec;
     if (now_ns - __atomic_load_n(&last_ns, __ATOMIC_RELAXED) < REAP_EVERY_NS)
         return;

@@ -52,6 +52,9 @@ CUresult vgw_device_gpu(CUdevice device, unsigned *gpu);
 
 /* Where an allocation of this thread would go: the current context, or a stream's (which must not be capturing). */
 CUresult vgw_gpu_here(unsigned *gpu);
+
+/* As vgw_gpu_here, where the driver has just said that there is a context: a call less where there is one device. */
+CUresult vgw_gpu_of_context(unsigned *gpu);
 CUresult vgw_place_here(struct vgw_place *place);
 CUresult vgw_place_of_stream(CUstream stream, struct vgw_place *place);
 

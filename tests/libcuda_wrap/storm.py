@@ -29,7 +29,7 @@ def build(folder: Path, sim: Path) -> Path:
     """The program of c/storm.c."""
     flags = [f"-I{PACKAGE / 'include'}", f"-I{PACKAGE / 'generated'}", f"-L{sim}", "-l:libcuda.so.1", "-ldl"]
     Toolchain("gcc").program([C_TESTS / "storm.c"], folder / "storm", flags=flags)
-    return folder / "storm"
+    return (folder / "storm").resolve()
 
 
 @dataclass
@@ -55,7 +55,6 @@ class Storm:
         self.seen = Seen()
         self.running: list[subprocess.Popen[bytes]] = []
         self._processes = processes
-        self._groups: set[int] = set()  # one for each process ever started
         self._seeds = random.Random(20261124)
 
     def count(self, number: int) -> int:
@@ -69,9 +68,7 @@ class Storm:
     def _one(self, number: int) -> subprocess.Popen[bytes]:
         seed = str(self._seeds.randrange(1_000_000))
         command = [str(self.program), "run", seed, str(self.largest), str(self.counts_path), str(number)]
-        process = subprocess.Popen(command, env=self.box.environment(), start_new_session=True)
-        self._groups.add(process.pid)
-        return process
+        return subprocess.Popen(command, env=self.box.environment(), start_new_session=True)
 
     def blow(self, seconds: float) -> None:
         """Kills and replaces, and looks at both witnesses in between."""
@@ -112,7 +109,7 @@ class Storm:
         """All processes stand still, also the children that a killed one has left behind."""
         stopped: set[int] = set()
         try:
-            until, clean = time.monotonic() + 20, 0
+            until, clean = time.monotonic() + 60, 0
             while clean < 2:  # a child that was born during the first look is seen by the second
                 moving = [pid for pid, state in self._members() if state not in "TtZX"]
                 clean = 0 if moving else clean + 1
@@ -130,11 +127,12 @@ class Storm:
                     os.kill(pid, signal.SIGCONT)
 
     def _members(self) -> list[tuple[int, str]]:
-        """Pid and state of every process that we have started, or that those have."""
+        """Pid and state of every living process of the storm: those that run its program."""
         found = []
         for name in os.listdir("/proc"):
-            if name.isdecimal() and (fields := _stat(int(name))) and int(fields[2]) in self._groups:
-                found.append((int(name), fields[0]))
+            with suppress(OSError):
+                if name.isdecimal() and os.readlink(f"/proc/{name}/exe") == str(self.program):
+                    found.append((int(name), _state(int(name))))
         return found
 
     def waits_for_progress(self, seconds: float) -> list[int]:
@@ -171,12 +169,12 @@ class Storm:
             process.wait()
 
 
-def _stat(pid: int) -> list[str] | None:
-    """/proc/<pid>/stat from field 3, the state, on."""
+def _state(pid: int) -> str:
+    """Field 3 of /proc/<pid>/stat; X if it has gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return None
+        return "X"
 
 
 def initialise_at_once(program: Path, processes: int, environment: dict[str, str]) -> float:
