@@ -52,6 +52,7 @@ def main() -> int:
         "quota_bytes": QUOTAS,
         "most_bytes_held": storm.seen.most_bytes,
         "over_quota": storm.seen.over,
+        "samples_with_memory_of_the_dead": storm.seen.left_by_the_dead,
         "waiting_for_the_dead": stuck,
         "books_that_differ": len(differ),
         f"initialise_{options.at_once}_at_once_s": {"direct": direct, "wrapped": wrapped, "ratio": wrapped / direct},
