@@ -34,8 +34,9 @@ lint: .venv/.bootstrapped
 
 build: $(PARTS)
 
-bench: build bench-wrapper
+bench: build
 	$(PYTHON) -m benchmarks.start
+	$(PYTHON) -m benchmarks.wrapper
 
 bench-wrapper: .venv/.bootstrapped
 	$(PYTHON) -m benchmarks.wrapper

@@ -17,6 +17,7 @@ from pathlib import Path
 from libcuda_wrap import build
 from libcuda_wrap.toolchain import Toolchain
 from oci_hook import quota_file
+from oci_hook.errors import VgpuError
 from oci_hook.records import Slice
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,16 +88,12 @@ class Box:
     @classmethod
     def make(cls, work: Path, driver: Path, nvml: Path, uuid: str, quota_bytes: int, extra: dict[str, str]) -> Box:
         """Builds the wrapper for a folder of ours, or takes the one in build/, whose folder is /usr/lib/vgpu then."""
-        tools = _compiler()
-        folder = work / "box"
-        if tools is not None:
-            for library in (build.CUDA, build.NVML):
-                build.wrapper(library, work / "wrapper", tools, str(folder))
-            wrapper = work / "wrapper"
-        elif (PREBUILT / "libcuda.so.1").exists():
+        folder, wrapper = work / "box", work / "wrapper"
+        why = _build(wrapper, folder)
+        if why is not None and not (PREBUILT / "libcuda.so.1").exists():
+            raise SystemExit(f"gpu_check: the wrapper cannot be built ({why}), and there is no {PREBUILT}: bring one")
+        if why is not None:
             folder, wrapper = Path(build.BOX), PREBUILT
-        else:
-            raise SystemExit(f"gpu_check: no compiler here (ziglang, gcc), and no {PREBUILT}: bring one of them")
         if folder == Path(build.BOX) and folder.exists() and not (folder / ".gpu-check").exists():
             raise SystemExit(f"gpu_check: {folder} exists and is not ours: run it outside a container with a slice")
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,8 +125,12 @@ class Box:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _compiler() -> Toolchain | None:
+def _build(out: Path, folder: Path) -> str | None:
+    """Builds both libraries for a box at `folder`; None, or why not."""
     zig = subprocess.run([sys.executable, "-m", "ziglang", "version"], capture_output=True, check=False)
-    if zig.returncode == 0:
-        return Toolchain()
-    return Toolchain("gcc") if shutil.which("gcc") else None
+    try:
+        for library in (build.CUDA, build.NVML):
+            build.wrapper(library, out, Toolchain() if zig.returncode == 0 else Toolchain("gcc"), str(folder))
+    except VgpuError as error:
+        return str(error)
+    return None

@@ -10,9 +10,9 @@
 #include "vgw_table.h"
 
 struct vgw_driver vgw_driver;
+int vgw_only_gpu = -1;
 
 static pthread_mutex_t finding = PTHREAD_MUTEX_INITIALIZER;
-static int only_gpu = -1; /* GPU of the slice of the only device that this process sees, or -1 */
 static bool found;
 static int device_count;
 static CUdevice devices[VGW_MAX_GPUS];      /* in the order in which the program sees them */
@@ -94,7 +94,8 @@ static CUresult find_devices(void)
         if (of_gpu[gpu] >= 0)
             in_driver_order[count++] = of_gpu[gpu];
     memcpy(devices, in_driver_order, sizeof devices[0] * (size_t)device_count);
-    only_gpu = seen == 1 && device_count == 1 ? gpus[devices[0]] - 1 : -1;
+    if (result == CUDA_SUCCESS && seen == 1 && device_count == 1)
+        __atomic_store_n(&vgw_only_gpu, gpus[devices[0]] - 1, __ATOMIC_RELEASE);
     return result;
 }
 
@@ -133,15 +134,6 @@ CUresult vgw_device_gpu(CUdevice device, unsigned *gpu)
         return CUDA_ERROR_INVALID_DEVICE;
     *gpu = gpus[device] - 1u;
     return CUDA_SUCCESS;
-}
-
-CUresult vgw_gpu_of_context(unsigned *gpu)
-{
-    if (__builtin_expect(__atomic_load_n(&found, __ATOMIC_ACQUIRE) && only_gpu >= 0, true)) {
-        *gpu = (unsigned)only_gpu;
-        return CUDA_SUCCESS;
-    }
-    return vgw_gpu_here(gpu);
 }
 
 CUresult vgw_gpu_here(unsigned *gpu)
