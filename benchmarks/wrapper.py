@@ -83,13 +83,13 @@ def load(program: Path, variant: Variant) -> None:
         variant.note(kind, 1, float(ns), float(ns))
 
 
-def measure(variants: Sequence[Variant], program: Path, box: Box, rounds: int, batches: int) -> None:
-    for _ in range(rounds):
-        for processes in (1, 4, 20):
+def measure(variants: Sequence[Variant], program: Path, box: Box, options: argparse.Namespace) -> None:
+    for _ in range(options.rounds):
+        for processes in options.processes:
             for variant in random.sample(variants, len(variants)):
                 box.fresh(part(0, 60 * GIB), gpus=1)
                 # as many calls in all, whatever the number of processes
-                calls(program, variant, processes, max(100, batches // processes))
+                calls(program, variant, processes, max(30, options.batches // processes))
         for _ in range(4):
             for variant in random.sample(variants, len(variants)):
                 load(program, variant)
@@ -154,7 +154,8 @@ def others(options: argparse.Namespace, base: dict[str, str]) -> list[Variant]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.wrapper", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batches", type=int, default=3000, help="of 32 calls, per kind of call and round")
+    parser.add_argument("--batches", type=int, default=2000, help="of 32 calls, per kind of call and round")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 4, 20], help="at once (default 1 4 20)")
     parser.add_argument("--library", type=Path, help="another library to measure beside ours")
     parser.add_argument("--env", action="append", default=[], metavar="KEY=VALUE", help="for --library")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -178,7 +179,7 @@ def main() -> int:
         direct = Variant("direct", {**box.environment(), "LD_LIBRARY_PATH": str(folder / "driver")})
         ours = Variant("wrapper", box.environment())
         compared = [ours, *others(options, direct.environment)]
-        measure([direct, *compared], program, box, options.rounds, options.batches)
+        measure([direct, *compared], program, box, options)
     result: dict[str, Any] = {
         "schema": 1,
         "rounds": options.rounds,
