@@ -2,7 +2,9 @@
 # make test    unit tests, the wrapper's C tests, end-to-end tests on dockerd, runc and crun (as root)
 # make lint    style, types, and that generated files are up to date
 # make build   everything that is compiled, below build/
-# make bench   what a start costs, beside plain runc
+# make bench   what a start costs, beside plain runc, and what a call costs, beside the driver alone
+# make storm   64 processes on one quota, killed at random, for 5 minutes
+# make gpu-check   on a machine with a GPU: does the slice hold, and what does it cost? Needs no Docker, no network
 # Each sets up what it needs: see packaging/bootstrap.sh.
 
 PYTHON := .venv/bin/python
@@ -11,7 +13,7 @@ CC_CLIENT := $(PYTHON) -m ziglang cc -target $(shell uname -m)-linux-gnu.2.17 -O
 C_FILES = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h' | grep -v /generated/)
 PARTS := build/.launcher build/.python build/.wrapper build/.sim build/fixtures/cuda_client
 
-.PHONY: demo test lint build bench clean
+.PHONY: demo test lint build bench bench-wrapper storm gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -34,6 +36,17 @@ build: $(PARTS)
 
 bench: build
 	$(PYTHON) -m benchmarks.start
+	$(PYTHON) -m benchmarks.wrapper
+
+bench-wrapper: .venv/.bootstrapped
+	$(PYTHON) -m benchmarks.wrapper
+
+storm: build
+	$(PYTHON) -m benchmarks.storm
+
+# with whatever Python there is: nothing is installed there
+gpu-check:
+	@PYTHON=$$([ -x $(PYTHON) ] && echo $(PYTHON) || echo python3); PYTHONPATH=. $$PYTHON -m benchmarks.gpu_check
 
 clean:
 	rm -rf build/launcher build/python build/wrapper build/sim build/fixtures build/.launcher build/.python build/.wrapper build/.sim

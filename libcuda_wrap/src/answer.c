@@ -4,7 +4,6 @@
 #include <limits.h>
 
 #include "cuda_handlers.h"
-#include "vgw_ledger.h"
 #include "vgw_region.h"
 
 static size_t limit_of(unsigned gpu)
@@ -89,11 +88,10 @@ CUresult vgw_device_total_mem_v1(vgw_fn_device_total_mem_v1 *real, unsigned int 
 static CUresult slice_info(size_t *free, size_t *total)
 {
     unsigned gpu;
-    const CUresult result = vgw_gpu_here(&gpu);
+    const CUresult result = vgw_gpu_of_context(&gpu);
     if (result != CUDA_SUCCESS)
         return result;
-    vgw_reap_sometimes(gpu);
-    const size_t limit = limit_of(gpu), used = vgw_ledger_used(vgw_usage, gpu);
+    const size_t limit = limit_of(gpu), used = vgw_used_now(gpu);
     if (free != NULL)
         *free = smaller(*free, limit > used ? limit - used : 0);
     if (total != NULL)

@@ -95,54 +95,70 @@ CUresult vgw_mem_alloc_managed(vgw_fn_mem_alloc_managed *real, CUdeviceptr *dptr
     return finish(result, result == CUDA_SUCCESS ? *dptr : 0, bytesize, &place);
 }
 
-/* Only the driver knows the pitch: the rows' own bytes are charged before the call, the padding after it, and if that
- * does not fit, the allocation is undone before the program has seen it. */
-static CUresult finish_pitch(CUresult result, CUdeviceptr pointer, size_t least, size_t actual,
+/* Only the driver knows the pitch. All drivers so far round rows up to 512 bytes; should one do less, its answers tell.
+ * What it will take is charged before the call, so that it never holds a byte that is not charged. */
+static size_t pitch_unit = 512;
+
+static bool charge_rows(unsigned gpu, size_t width, size_t height, size_t *bytes)
+{
+    const size_t unit = __atomic_load_n(&pitch_unit, __ATOMIC_RELAXED);
+    size_t padded;
+    return !__builtin_add_overflow(width, unit - 1, &padded) &&
+           !__builtin_mul_overflow(padded & ~(unit - 1), height, bytes) && vgw_charge(gpu, *bytes);
+}
+
+/* What was charged too much goes back. If it was too little, and the rest does not fit, the allocation is undone before
+ * the program has seen it. */
+static CUresult finish_pitch(CUresult result, CUdeviceptr pointer, size_t charged, size_t pitch, size_t height,
                              const struct vgw_place *place)
 {
-    if (result == CUDA_SUCCESS && actual > least) {
-        if (!vgw_charge(place->gpu, actual - least)) {
-            vgw_driver.cuMemFree_v2(pointer);
-            vgw_refund(place->gpu, least);
-            return CUDA_ERROR_OUT_OF_MEMORY;
-        }
-        least = actual;
+    const size_t actual = pitch * height;
+    if (result != CUDA_SUCCESS)
+        return finish(result, 0, charged, place);
+    if (actual > charged && !vgw_charge(place->gpu, actual - charged)) {
+        vgw_driver.cuMemFree_v2(pointer);
+        vgw_refund(place->gpu, charged);
+        return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    return finish(result, pointer, least, place);
+    if (actual < charged)
+        vgw_refund(place->gpu, charged - actual);
+    if (pitch % __atomic_load_n(&pitch_unit, __ATOMIC_RELAXED) != 0)
+        __atomic_store_n(&pitch_unit, pitch & -pitch, __ATOMIC_RELAXED);
+    return finish(result, pointer, actual, place);
 }
 
 CUresult vgw_mem_alloc_pitch(vgw_fn_mem_alloc_pitch *real, CUdeviceptr *dptr, size_t *pPitch, size_t WidthInBytes,
                              size_t Height, unsigned int ElementSizeBytes)
 {
     struct vgw_place place;
-    size_t least;
+    size_t charged;
     CUresult result = vgw_place_here(&place);
     if (result != CUDA_SUCCESS)
         return result;
     if (dptr == NULL || pPitch == NULL)
         return real(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes);
-    if (__builtin_mul_overflow(WidthInBytes, Height, &least) || !vgw_charge(place.gpu, least))
+    if (!charge_rows(place.gpu, WidthInBytes, Height, &charged))
         return CUDA_ERROR_OUT_OF_MEMORY;
     result = real(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes);
     const bool done = result == CUDA_SUCCESS;
-    return finish_pitch(result, done ? *dptr : 0, least, done ? *pPitch * Height : 0, &place);
+    return finish_pitch(result, done ? *dptr : 0, charged, done ? *pPitch : 0, Height, &place);
 }
 
 CUresult vgw_mem_alloc_pitch_v1(vgw_fn_mem_alloc_pitch_v1 *real, CUdeviceptr_v1 *dptr, unsigned int *pPitch,
                                 unsigned int WidthInBytes, unsigned int Height, unsigned int ElementSizeBytes)
 {
     struct vgw_place place;
-    const size_t least = (size_t)WidthInBytes * Height;
+    size_t charged;
     CUresult result = vgw_place_here(&place);
     if (result != CUDA_SUCCESS)
         return result;
     if (dptr == NULL || pPitch == NULL)
         return real(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes);
-    if (!vgw_charge(place.gpu, least))
+    if (!charge_rows(place.gpu, WidthInBytes, Height, &charged))
         return CUDA_ERROR_OUT_OF_MEMORY;
     result = real(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes);
     const bool done = result == CUDA_SUCCESS;
-    return finish_pitch(result, done ? *dptr : 0, least, done ? (size_t)*pPitch * Height : 0, &place);
+    return finish_pitch(result, done ? *dptr : 0, charged, done ? *pPitch : 0, Height, &place);
 }
 
 /* What came from a pool goes back to it, and not to the quota: see pool.c. */

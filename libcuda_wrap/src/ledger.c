@@ -167,13 +167,3 @@ uint64_t vgw_ledger_recover(struct vgw_usage *usage, unsigned slot, unsigned gpu
         vgw_ledger_give(usage, slot, gpu, held);
     return held;
 }
-
-uint64_t vgw_ledger_used(const struct vgw_usage *usage, unsigned gpu)
-{
-    return bytes_of(load(&usage->gpus[gpu].word));
-}
-
-uint64_t vgw_ledger_held(const struct vgw_usage *usage, unsigned slot, unsigned gpu)
-{
-    return bytes_of(load(&usage->slots[slot].gpus[gpu].held));
-}

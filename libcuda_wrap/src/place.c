@@ -11,6 +11,7 @@
 #include "vgw_table.h"
 
 struct vgw_driver vgw_driver;
+int vgw_only_gpu = -1;
 
 static pthread_mutex_t finding = PTHREAD_MUTEX_INITIALIZER;
 static bool found;
@@ -99,6 +100,8 @@ static CUresult find_devices(void)
         if (of_gpu[gpu] >= 0)
             in_driver_order[count++] = of_gpu[gpu];
     memcpy(devices, in_driver_order, sizeof devices[0] * (size_t)device_count);
+    if (result == CUDA_SUCCESS && seen == 1 && device_count == 1)
+        __atomic_store_n(&vgw_only_gpu, gpus[devices[0]] - 1, __ATOMIC_RELEASE);
     return result;
 }
 

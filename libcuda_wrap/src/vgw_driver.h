@@ -57,6 +57,19 @@ CUresult vgw_device_gpu(CUdevice device, unsigned *gpu);
 
 /* Where an allocation of this thread would go: the current context, or a stream's (which must not be capturing). */
 CUresult vgw_gpu_here(unsigned *gpu);
+
+extern int
+    vgw_only_gpu; /* GPU of the slice of the only device that this process sees; -1: there are more, or not yet known */
+
+/* As vgw_gpu_here, where the driver has just said that there is a context: a call less where there is one device. */
+static inline CUresult vgw_gpu_of_context(unsigned *gpu)
+{
+    const int only = __atomic_load_n(&vgw_only_gpu, __ATOMIC_ACQUIRE);
+    if (__builtin_expect(only < 0, false))
+        return vgw_gpu_here(gpu);
+    *gpu = (unsigned)only;
+    return CUDA_SUCCESS;
+}
 CUresult vgw_place_here(struct vgw_place *place);
 CUresult vgw_place_of_stream(CUstream stream, struct vgw_place *place);
 

@@ -23,7 +23,14 @@ void vgw_ledger_give(struct vgw_usage *usage, unsigned slot, unsigned gpu, uint6
 uint64_t vgw_ledger_recover(struct vgw_usage *usage, unsigned slot, unsigned gpu);
 
 /* Bytes in use on a GPU, all processes together; bytes that one slot holds. */
-uint64_t vgw_ledger_used(const struct vgw_usage *usage, unsigned gpu);
-uint64_t vgw_ledger_held(const struct vgw_usage *usage, unsigned slot, unsigned gpu);
+static inline uint64_t vgw_ledger_used(const struct vgw_usage *usage, unsigned gpu)
+{
+    return __atomic_load_n(&usage->gpus[gpu].word, __ATOMIC_ACQUIRE) >> 20;
+}
+
+static inline uint64_t vgw_ledger_held(const struct vgw_usage *usage, unsigned slot, unsigned gpu)
+{
+    return __atomic_load_n(&usage->slots[slot].gpus[gpu].held, __ATOMIC_ACQUIRE) >> 20;
+}
 
 #endif

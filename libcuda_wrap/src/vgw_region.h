@@ -39,8 +39,9 @@ void vgw_denied(unsigned gpu, enum vgw_denial why, uint64_t bytes);
 /* Gives back what ended processes still hold; true if that was anything. */
 bool vgw_reap(void);
 
-/* As vgw_reap, where other processes hold something, and not more often than every 10 ms. */
-void vgw_reap_sometimes(unsigned gpu);
+/* Bytes in use on a GPU. Where other processes hold something, the dead among them are reaped first, but not more often
+ * than every 10 ms. */
+uint64_t vgw_used_now(unsigned gpu);
 
 /* In a child just forked: it starts without slot and with free locks. */
 void vgw_slot_forked(void);

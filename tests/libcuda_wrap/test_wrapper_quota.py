@@ -40,7 +40,8 @@ def test_the_quota_is_exact_to_the_byte(box: Box, family: str) -> None:
         assert box.used() == quota, "the pool still has it"
         assert client.ask("sync")[0] == OK
     assert box.used() == 0
-    step = PIECE if family in ("physical", *POOLED) else 16  # arrays here come in 16 bytes
+    # of physical memory and pools, and of rows; arrays come in 16 bytes here
+    step = PIECE if family in ("physical", *POOLED) else {"pitch": 512}.get(family, 16)
     assert client.ask(f"alloc {family} 0 {quota + step}")[0] == OUT_OF_MEMORY
     assert box.used() == 0
     usage = box.usage()
@@ -67,6 +68,13 @@ def test_the_padding_of_a_pitched_row_counts(box: Box) -> None:
     box.resize(0, pitch - 1)
     assert client.ask("alloc pitch 0 1")[0] == OUT_OF_MEMORY
     assert box.used() == 0
+
+
+def test_a_pitched_row_that_does_not_fit_is_not_even_asked_of_the_driver(box: Box) -> None:
+    box.fresh(part(0, 511))
+    assert box.client().ready().ask("alloc pitch 0 1")[0] == OUT_OF_MEMORY
+    usage = box.usage().gpus[0]
+    assert (usage.denied_bytes, usage.peak_bytes) == (512, 0)  # row and padding at once
 
 
 def test_sparse_arrays_take_nothing(box: Box) -> None:
