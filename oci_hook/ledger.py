@@ -343,7 +343,7 @@ def _write(folder_fd: int, name: str, data: bytes, mode: int, *, size: int = 0) 
         while data:
             data = data[os.write(descriptor, data) :]
         if size:
-            os.ftruncate(descriptor, size)
+            os.posix_fallocate(descriptor, 0, size)  # a full disk refuses here, not a program by SIGBUS later
     finally:
         os.close(descriptor)
 

@@ -35,10 +35,10 @@ NVML = Library(
     "nvml",
     "nvml_entry_points.yaml",
     "vgw_nvml.h",
-    "vgw_real.h",
+    "vgw_nvml_slice.h",
     "nvmlReturn_t",
     "NVML_ERROR_FUNCTION_NOT_FOUND",
-    "NVML_ERROR_NOT_SUPPORTED",
+    "vgw_nvml_refuse()",
     reentrant=True,
 )
 

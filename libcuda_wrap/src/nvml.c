@@ -72,6 +72,16 @@ nvmlReturn_t vgw_nvml_gpu(nvmlDevice_t device, unsigned *gpu)
     return found < 0 ? NVML_ERROR_NOT_FOUND : NVML_SUCCESS;
 }
 
+nvmlReturn_t vgw_nvml_refuse(void)
+{
+    unsigned int count;
+    vgw_fn_nvml_count *real = (vgw_fn_nvml_count *)vgw_real(VGW_AT_nvmlDeviceGetCount_v2);
+    inside = true;
+    const nvmlReturn_t result = real == NULL ? NVML_SUCCESS : real(&count);
+    inside = false;
+    return result != NVML_SUCCESS ? result : NVML_ERROR_NOT_SUPPORTED;
+}
+
 /* The slice's GPUs that the driver shows, in the slice's order. */
 static nvmlReturn_t devices(nvmlDevice_t *found, unsigned *count)
 {

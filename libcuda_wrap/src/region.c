@@ -20,7 +20,7 @@ static bool ready;
 
 static void *map(const char *path, size_t bytes, int flags, int protection)
 {
-    const int fd = open(path, flags | O_CLOEXEC);
+    const int fd = open(path, flags | O_CLOEXEC | O_NONBLOCK); /* a FIFO would wait for its writer */
     if (fd < 0)
         return NULL;
     struct stat status;
