@@ -34,7 +34,7 @@ def container_of(text: str, known: Collection[str]) -> str:
 
 def _id_in(part: str) -> str:
     """The id in one component; of other shapes the component itself, as `libpod-conmon-<id>`, which is Podman's own."""
-    name = part.removesuffix(".scope")
+    name = part.rpartition(":")[2].removesuffix(".scope")  # containerd without scopes: `slice:cri-containerd:<id>`
     for prefix in _PREFIXES:
         if name.startswith(prefix):
             return name[len(prefix) :]

@@ -100,11 +100,11 @@ def _split(rate: Rate, others: Mapping[str, Rate], rest: Row | None) -> Split:
     loads = {name: one.used for name, one in others.items()}
     if rest is not None and rest.sm_percent:
         loads["(processes in no slice)"] = rest.sm_percent / 100
-    own, stretched = _own(rate, others)
+    load = sum(loads.values())
+    own, stretched = _own(rate, others, load)
     left = max(0.0, 1.0 - own - stretched)
     quota = min(rate.throttled, left)
     left -= quota
-    load = sum(loads.values())
     busy = rest.gpu_percent / 100 if rest is not None and rest.gpu_percent is not None else own + load
     # it had work, the GPU had no time free, and its launches did not wait for the quota: it stood in the GPU's queue,
     # or had nothing to do just then, which nobody can tell from outside
@@ -123,11 +123,12 @@ def _split(rate: Rate, others: Mapping[str, Rate], rest: Row | None) -> Split:
     )
 
 
-def _own(rate: Rate, others: Mapping[str, Rate]) -> tuple[float, float]:
-    """Own compute, and by how much neighbours' time slices stretched what was measured."""
+def _own(rate: Rate, others: Mapping[str, Rate], load: float) -> tuple[float, float]:
+    """Own compute, and by how much neighbours' time slices stretched what was measured. load: what neighbours ran."""
     if rate.sm is not None:
         # a limiter that is not at work measures nothing: then the driver's figure is all there is
-        return (min(rate.sm, rate.busy), max(0.0, rate.busy - rate.sm)) if rate.busy else (rate.sm, 0.0)
+        stretched = min(max(0.0, rate.busy - rate.sm), load)
+        return max(rate.busy - stretched, 0.0 if rate.busy else rate.sm), stretched
     total = rate.busy + sum(one.busy for one in others.values())
     own = rate.busy / total if total > 1 else rate.busy  # the GPU has no more than its time
     return own, rate.busy - own

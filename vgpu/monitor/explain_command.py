@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,9 +20,16 @@ _WORDS = {
     QUOTA: "waiting for its quota",
     NEIGHBOURS: "waiting for its neighbours",
     HOST: "the host, or nothing to do",
-    MEMORY: "its memory quota, or a full GPU",
-    NOTHING: "nothing can be said",
 }
+_VERDICTS = {
+    OWN: "its own compute",
+    QUOTA: "its quota",
+    NEIGHBOURS: "its neighbours",
+    HOST: "the host",
+    MEMORY: "device memory",
+    NOTHING: "unknown",
+}
+_WIDTH = 80
 _BAR = 20  # characters for all of the time
 
 
@@ -45,8 +53,7 @@ def run(config: str, container: str, *, since_s: int, as_json: bool) -> None:
     if as_json:
         output.emit_json({"simulated": simulated, "reports": [describe(report) for report in reports]})
         return
-    for report in reports:
-        print("\n".join(output.printable(line) for line in text(report, simulated=simulated)))
+    print("\n\n".join("\n".join(text(report, simulated=simulated)) for report in reports))
 
 
 def resolve(rows: Sequence[Row], asked: str) -> str:
@@ -66,10 +73,10 @@ def resolve(rows: Sequence[Row], asked: str) -> str:
 
 
 def text(report: Report, *, simulated: bool) -> list[str]:
-    """Lines of at most 80 characters, but for long names and the advice."""
+    """Lines of at most 80 characters, but for long names."""
     label = " (simulated)" if simulated else ""
     watched = f"watched {_time(report.seconds)} of {_time(report.asked_s)}, {report.looks} intervals"
-    lines = [f"{report.name} ({report.id[:12]}) on GPU {report.gpu}{label}: {watched}", ""]
+    lines = [f"{report.name} ({report.id[:12]}) on GPU {report.gpu}{label}", watched, ""]
     for part in PARTS:
         share = report.share(part)
         lines.append(f"  {_WORDS[part]:<28}{100 * share:5.1f} %  {'#' * round(_BAR * share)}".rstrip())
@@ -77,10 +84,12 @@ def text(report: Report, *, simulated: bool) -> list[str]:
             lines += [f"      {name}: {100 * seconds / report.seconds:.1f} %" for name, seconds in report.blame.items()]
     for reason, count in report.denied.items():
         lines.append(f"  allocations refused ({reason}): {count}")
-    lines += ["", f"Limited by: {_WORDS[report.verdict]}. Confidence: {report.confidence}.", report.advice]
-    lines += [f"  doubt: {doubt}" for doubt in report.doubts]
-    lines += [f"  not known: {one}" for one in report.unknown]
-    return [*lines, ""]
+    lines += ["", f"Limited by: {_VERDICTS[report.verdict]}. Confidence: {report.confidence}."]
+    lines += textwrap.wrap(report.advice, _WIDTH)
+    for title, texts in (("doubt", report.doubts), ("not known", report.unknown)):
+        for one in texts:
+            lines += textwrap.wrap(f"{title}: {one}", _WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return [output.printable(line) for line in lines]
 
 
 def _time(seconds: float) -> str:

@@ -102,6 +102,8 @@ def _driver(slices: list[tuple[ContainerSample, SliceSample]], gpus: Mapping[str
         if gpu is None:
             continue
         mine = [process for process in gpu.processes if process.container == container.id]
+        if container.pids and not mine:  # it is at work, but the driver's list does not show where: not the same as 0
+            continue
         labels = _labels(container, part)
         if all(process.memory_bytes is not None for process in mine):
             memory.add_metric(labels, sum(process.memory_bytes or 0 for process in mine))

@@ -60,6 +60,8 @@ def _row(
 ) -> Row:
     use = part.use
     mine = [process for process in gpu.processes if process.container == container.id] if gpu else []
+    # none is listed though some are at work: whose they are could not be found out, which is not the same as none
+    told = gpu is not None and bool(mine or not container.pids)
     return Row(
         time_ns=sample.time_ns,
         wall_ns=sample.wall_ns,
@@ -77,8 +79,8 @@ def _row(
         throttled_ns=use.throttled_ns if use else 0,
         waited=sum(use.waits) if use else 0,
         processes=len(container.pids),
-        nvml_bytes=_memory(mine) if gpu else None,
-        sm_percent=_share(mine) if gpu else None,
+        nvml_bytes=_memory(mine) if told else None,
+        sm_percent=_share(mine) if told else None,
         gpu_percent=gpu.busy_percent if gpu else None,
         findings=findings,
         known=use is not None,

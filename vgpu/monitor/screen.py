@@ -14,7 +14,7 @@ from vgpu.monitor.status import Status
 
 PLAIN, HEAD, BAD = "", "bold", "red"  # styles of a line
 _COLUMNS = ("GPU", "MEMORY", "CORES", "WAITED", "DENIED", "PROC")
-_WIDTHS = (3, 19, 11, 6, 10, 4)
+_WIDTHS = (3, 17, 10, 6, 9, 4)
 _GAP = "  "
 _NAME_WIDTH = (12, 40)
 
@@ -110,7 +110,8 @@ def _gpu(view: Snapshot, rest: Row) -> str:
     busy = "?" if rest.gpu_percent is None else f"{rest.gpu_percent:.0f} %"
     parts = [
         f"GPU {rest.gpu}   busy {busy:>5}   memory {_pair(rest.used_bytes, rest.memory_bytes)}",
-        f"given out {output.size(sum(row.memory_bytes for row in given))}" + (f", {cores} % cores" if cores else ""),
+        f"given out {sum(row.memory_bytes for row in given) / (1 << 30):.1f} GiB"
+        + (f", {cores} % cores" if cores else ""),
     ]
     if rest.processes:
         parts.append(f"others {rest.processes} proc.")
@@ -122,8 +123,8 @@ def _line(line: Line, names: int) -> str:
     if not row.known:
         return _cells(row.name, names, (str(row.gpu), f"? / {output.size(row.memory_bytes)}", "?", "?", "?", "?"))
     denied = f"{line.denied} (+{line.denied_now})" if line.denied_now else str(line.denied)
-    share = "-" if row.cores_percent >= 100 else f"{row.cores_percent}"
-    cores = f"{'?' if line.rate is None else f'{line.cores * 100:.0f}'} / {share} %"
+    used = "?" if line.rate is None else f"{line.cores * 100:.0f}"
+    cores = f"{used} %" if row.cores_percent >= 100 else f"{used} / {row.cores_percent} %"
     waited = "?" if line.rate is None else f"{line.throttled * 100:.0f} %"
     cells = (str(row.gpu), _pair(row.used_bytes, row.memory_bytes), cores, waited, denied, str(row.processes))
     return _cells(row.name, names, cells)
