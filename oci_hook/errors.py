@@ -53,6 +53,11 @@ CODES: dict[str, str] = {
     "VGPU-CFG-002": "a configuration file that cannot be written",
     "VGPU-CFG-003": "a setting that does not exist or has a value that it cannot have",
     "VGPU-CFG-004": "the engine does not show the runtime",
+    # what shows and explains: nothing that enforces depends on it
+    "VGPU-MON-001": "the monitor's history is missing or cannot be used",
+    "VGPU-MON-002": "another monitor already watches this host",
+    "VGPU-MON-003": "a container that is not known, or a name that several have",
+    "VGPU-MON-004": "the metrics cannot be served or written",
 }
 
 

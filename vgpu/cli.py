@@ -15,6 +15,8 @@ import typer
 from oci_hook.errors import VgpuError
 from runtime_config.policy_file import DEFAULT_PATH as DEFAULT_CONFIG
 from vgpu import __version__
+from vgpu.monitor import commands as monitor
+from vgpu.options import Config, Json
 
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -30,9 +32,6 @@ wrapper_app = typer.Typer(help="The wrapper in front of the driver.", no_args_is
 app.add_typer(configure_app, name="configure")
 app.add_typer(config_app, name="config")
 app.add_typer(wrapper_app, name="wrapper")
-
-Config = Annotated[str, typer.Option("--config", envvar="VGPU_CONFIG", help="The policy file, config.yaml.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
 
 
 @app.command("ps")
@@ -175,6 +174,9 @@ def version_command(json: Json = False) -> None:
         output.emit_json({"version": __version__})
     else:
         print(__version__)
+
+
+monitor.add(app)
 
 
 def main() -> None:

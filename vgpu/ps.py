@@ -32,7 +32,7 @@ def run(config: str, *, as_json: bool) -> None:
 def collect(policy: Policy) -> list[dict[str, Any]]:
     """One dict a container, oldest first; what --json prints."""
     found = []
-    for name in _names(policy.state_dir):
+    for name in names(policy.state_dir):
         try:
             allocation = ledger.read(policy.state_dir, name)
             if allocation is not None:
@@ -43,7 +43,8 @@ def collect(policy: Policy) -> list[dict[str, Any]]:
     return sorted(found, key=lambda container: int(container["created_ns"]))
 
 
-def _names(state_dir: str) -> list[str]:
+def names(state_dir: str) -> list[str]:
+    """Ids of the containers that have a folder. Raises HostError VGPU-HOST-003 if they cannot be listed."""
     try:
         return [name for name in os.listdir(f"{state_dir}/containers") if ledger.is_id(name)]
     except FileNotFoundError:  # nothing has ever been given out

@@ -44,11 +44,25 @@ def docker() -> Engine:
         _unpack(DOCKER, partial)
         if missing := _missing_libraries(Engine(partial)):
             raise RuntimeError(f"dockerd needs {', '.join(missing)}: name their Debian packages in {__file__}")
-        try:
-            partial.rename(folder)
-        except OSError:  # another run was quicker
-            shutil.rmtree(partial)
+        _keep(partial, folder)
     return Engine(folder)
+
+
+def prometheus() -> Engine:
+    """prometheus and promtool, likewise (19 MB); they need glibc alone."""
+    folder = BUILD / "engines" / f"prometheus-{_release()}"
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.{os.getpid()}")
+        _unpack(("prometheus",), partial)
+        _keep(partial, folder)
+    return Engine(folder)
+
+
+def _keep(partial: Path, folder: Path) -> None:
+    try:
+        partial.rename(folder)
+    except OSError:  # another run was quicker
+        shutil.rmtree(partial)
 
 
 def _release() -> str:

@@ -1,0 +1,100 @@
+"""Takes samples of the host: the containers' folders, and NVML where it can be asked."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from libcuda_wrap import bindings
+from oci_hook import ledger
+from oci_hook.errors import VgpuError
+from oci_hook.records import Allocation, Policy
+from vgpu import ps
+from vgpu.monitor.cgroups import Processes
+from vgpu.monitor.nvml import Nvml
+from vgpu.monitor.sample import ContainerSample, GpuTruth, Sample, SliceSample
+
+
+class Collector:
+    """Takes samples. NVML that cannot be asked is a trouble of the sample, and is tried again with the next."""
+
+    def __init__(self, policy: Policy, proc: str = "/proc") -> None:
+        self._policy = policy
+        self._proc = proc
+        self._nvml: Nvml | None = None
+
+    def sample(self) -> Sample:
+        """The host now. Raises HostError VGPU-HOST-003 if the state folder cannot be read at all."""
+        containers, troubles = read_containers(self._policy)
+        gpus: tuple[GpuTruth, ...] = ()
+        try:
+            self._nvml = self._nvml or Nvml(self._policy)
+            gpus = self._nvml.gpus(Processes({one.id: one.init for one in containers}, self._proc))
+        except VgpuError as error:
+            troubles.append(("nvml", str(error)))
+            self.close()  # a driver that was restarted must be opened anew
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        return Sample(now, time.time_ns(), tuple(containers), gpus, tuple(troubles), self._policy.simulate_gpus > 0)
+
+    def close(self) -> None:
+        if self._nvml is not None:
+            self._nvml.close()
+            self._nvml = None
+
+
+def read_containers(policy: Policy) -> tuple[list[ContainerSample], list[tuple[str, str]]]:
+    """The containers that run, oldest first, and (part, what) that cannot be read."""
+    found: list[tuple[int, ContainerSample]] = []
+    troubles: list[tuple[str, str]] = []
+    for name in ps.names(policy.state_dir):
+        try:
+            allocation = ledger.read(policy.state_dir, name)
+            if allocation is not None and ledger.alive(allocation):
+                found.append((allocation.created_ns, _container(policy.state_dir, allocation)))
+        except VgpuError as error:
+            if os.path.lexists(ledger.folder(policy.state_dir, name)):  # else it ended while we were reading
+                troubles.append(("ledger", str(error)))
+    containers = [one for _, one in sorted(found, key=lambda pair: (pair[0], pair[1].id))]
+    troubles += [("usage", f"{one.id[:12]}: {one.trouble}") for one in containers if one.trouble]
+    return containers, troubles
+
+
+def _container(state_dir: str, allocation: Allocation) -> ContainerSample:
+    box = Path(ledger.folder(state_dir, allocation.id), "box")
+    usage, trouble = None, ""
+    quota: tuple[bindings.GpuQuota, ...] = ()
+    try:
+        quota = bindings.read_quota(box / "quota")
+        usage = bindings.read_usage(box / "usage")  # written by the container: it may hold anything
+    except (VgpuError, OSError, ValueError) as error:
+        trouble = str(error)
+    slices = []
+    for number, part in enumerate(allocation.placement.slices):
+        live = quota[number] if number < len(quota) else None
+        slices.append(
+            SliceSample(
+                index=part.index,
+                uuid=part.uuid,
+                memory_bytes=live.memory_bytes if live else part.memory_bytes,
+                cores_percent=live.cores_percent if live else part.cores_percent or 100,
+                use=usage.gpus[number] if usage else None,
+            )
+        )
+    return ContainerSample(
+        id=allocation.id,
+        name=_printable(allocation.name) or allocation.id[:12],
+        image=_printable(allocation.image),
+        state=allocation.state,
+        simulated=allocation.simulated,
+        init=allocation.init.pid if allocation.init else 0,
+        armed=bool(usage and usage.armed_ns),
+        pids=frozenset(process.pid for process in usage.processes if process.alive) if usage else frozenset(),
+        slices=tuple(slices),
+        trouble=trouble,
+    )
+
+
+def _printable(text: str) -> str:
+    """A name can come from an image: half a surrogate pair in it would break every output that is UTF-8."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,136 @@
+"""The driver's own account of each GPU, through NVML: what containers cannot write.
+
+pynvml opens "libnvidia-ml.so.1". A library of that name that is loaded already is what it then gets: so the simulated
+driver's, or that of a driver root, is loaded first by its path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections import defaultdict
+from types import TracebackType
+from typing import Any
+
+from oci_hook import inventory
+from oci_hook.errors import HostError, shown
+from oci_hook.records import Policy
+from vgpu.monitor.cgroups import Processes
+from vgpu.monitor.sample import GpuTruth, ProcessTruth
+
+_REMEDY = "see that the driver runs (nvidia-smi, or vgpu inventory --refresh), and run the command as root"
+
+
+def library(policy: Policy) -> str:
+    """Path of the NVML to load; "" for the one that the host's loader finds."""
+    if policy.simulate_gpus:
+        folder = inventory.simulator_folder(policy)
+        try:
+            names = sorted(name for name in os.listdir(folder) if name.startswith("libnvidia-ml.so."))
+        except OSError:
+            names = []
+        if not names:
+            raise HostError("VGPU-HOST-007", f"the simulated NVML is not in {folder}", remedy="install vgpu again")
+        return f"{folder}/{names[-1]}"
+    if policy.driver_root != "/":
+        for one in inventory.load(policy).libraries:
+            if one.role == "nvml":
+                return one.path
+    return ""
+
+
+class Nvml:
+    """NVML, open: `with Nvml(policy) as nvml`. Raises HostError VGPU-HOST-007 where the driver cannot be asked."""
+
+    def __init__(self, policy: Policy) -> None:
+        import pynvml  # type: ignore[import-untyped,unused-ignore]
+
+        self._nvml: Any = pynvml
+        self._since_us: dict[int, int] = {}
+        path = library(policy)
+        if policy.simulate_gpus:
+            os.environ["VGPU_SIM_DIR"] = f"{policy.state_dir}/sim"
+        try:
+            if path:
+                ctypes.CDLL(path)
+            pynvml.nvmlInit()
+        except (OSError, pynvml.NVMLError) as error:
+            raise _refused(error) from None
+
+    def __enter__(self) -> Nvml:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        with contextlib.suppress(self._nvml.NVMLError):
+            self._nvml.nvmlShutdown()
+
+    def gpus(self, processes: Processes) -> tuple[GpuTruth, ...]:
+        """All GPUs as they are now; utilisation is the average since the last call. Raises as the constructor."""
+        try:
+            return tuple(self._gpu(index, processes) for index in range(self._nvml.nvmlDeviceGetCount()))
+        except self._nvml.NVMLError as error:
+            raise _refused(error) from None
+
+    def _gpu(self, index: int, processes: Processes) -> GpuTruth:
+        nvml = self._nvml
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        return GpuTruth(
+            index=index,
+            uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+            name=_text(nvml.nvmlDeviceGetName(handle)),
+            memory_bytes=int(memory.total),
+            used_bytes=int(memory.used),
+            busy_percent=self._busy(handle),
+            processes=self._processes(index, handle, processes),
+        )
+
+    def _busy(self, handle: Any) -> float | None:
+        try:
+            return float(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+        except self._nvml.NVMLError_NotSupported:
+            return None
+
+    def _processes(self, index: int, handle: Any, processes: Processes) -> tuple[ProcessTruth, ...]:
+        held = {int(one.pid): one.usedGpuMemory for one in self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+        shares = self._shares(index, handle)
+        return tuple(
+            ProcessTruth(
+                pid=pid,
+                inner_pid=processes.inner_pid(pid),
+                container=processes.container(pid),
+                memory_bytes=None if held.get(pid) is None else int(held[pid]),
+                sm_percent=None if shares is None else shares.get(pid, 0.0),
+            )
+            for pid in sorted(held)
+        )
+
+    def _shares(self, index: int, handle: Any) -> dict[int, float] | None:
+        """pid -> percent of the GPU's time, averaged over the driver's samples since the last call; None: not told."""
+        try:
+            found = self._nvml.nvmlDeviceGetProcessUtilization(handle, self._since_us.get(index, 0))
+        except self._nvml.NVMLError_NotFound:  # nobody has used it since
+            return {}
+        except (self._nvml.NVMLError_NotSupported, self._nvml.NVMLError_NoPermission):
+            return None
+        except self._nvml.NVMLError as error:
+            if error.value != self._nvml.NVML_SUCCESS:
+                raise
+            return {}  # pynvml raises "success" for an empty list
+        shares = defaultdict(list)
+        for one in found:
+            shares[int(one.pid)].append(float(one.smUtil))
+            self._since_us[index] = max(self._since_us.get(index, 0), int(one.timeStamp))
+        return {pid: sum(values) / len(values) for pid, values in shares.items()}
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _refused(error: Exception) -> HostError:
+    return HostError("VGPU-HOST-007", f"NVML says: {shown(str(error))}", remedy=_REMEDY)
