@@ -24,13 +24,10 @@ class Ctr:
         self.root = root
 
     def __call__(self, *args: str) -> subprocess.CompletedProcess[str]:
-        command = [
-            self.docker.engine.program("ctr"),
-            "--address",
-            self.docker.sockets / "exec/containerd/containerd.sock",
-        ]
+        address = self.docker.sockets / "exec/containerd/containerd.sock"
+        command = [str(self.docker.engine.program("ctr")), "--address", str(address), "--namespace", "vgpu-test"]
         return subprocess.run(
-            [*command, "--namespace", "vgpu-test", *args],
+            [*command, *args],
             env=self.docker.engine.environment(), capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
