@@ -3,6 +3,7 @@
 # make lint    style, types, and that generated files are up to date
 # make build   everything that is compiled, below build/
 # make bench   what a start costs, beside plain runc
+# make bench-share   how exactly a compute share is held
 # Each sets up what it needs: see packaging/bootstrap.sh.
 
 PYTHON := .venv/bin/python
@@ -11,7 +12,7 @@ CC_CLIENT := $(PYTHON) -m ziglang cc -target $(shell uname -m)-linux-gnu.2.17 -O
 C_FILES = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h' | grep -v /generated/)
 PARTS := build/.launcher build/.python build/.wrapper build/.sim build/fixtures/cuda_client
 
-.PHONY: demo test lint build bench clean
+.PHONY: demo test lint build bench bench-share clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -34,6 +35,9 @@ build: $(PARTS)
 
 bench: build
 	$(PYTHON) -m benchmarks.start
+
+bench-share: build
+	$(PYTHON) -m benchmarks.share
 
 clean:
 	rm -rf build/launcher build/python build/wrapper build/sim build/fixtures build/.launcher build/.python build/.wrapper build/.sim

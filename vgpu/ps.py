@@ -22,7 +22,7 @@ def run(config: str, *, as_json: bool) -> None:
     policy = load(config)
     containers = collect(policy)
     if as_json:
-        output.emit_json({"cores_enforced": False, "containers": containers})
+        output.emit_json({"cores_enforced": True, "containers": containers})
         return
     output.table(COLUMNS, [row for container in containers for row in _rows(container)])
 
@@ -137,8 +137,7 @@ def _rows(container: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _cores(percent: int) -> str:
-    # counted when a GPU is chosen, but nothing slows a program down that takes more
-    return f"{percent} % reserved" if percent else "none reserved"
+    return f"{percent} %" if percent else "no limit"
 
 
 def _in_force(container: dict[str, Any]) -> str:
