@@ -5,6 +5,7 @@
 # make bench   what a start costs, beside plain runc, and what a call costs, beside the driver alone
 # make storm   64 processes on one quota, killed at random, for 5 minutes
 # make gpu-check   on a machine with a GPU: does the slice hold, and what does it cost? Needs no Docker, no network
+# make bench-share   how exactly a compute share is held
 # Each sets up what it needs: see packaging/bootstrap.sh.
 
 PYTHON := .venv/bin/python
@@ -13,7 +14,7 @@ CC_CLIENT := $(PYTHON) -m ziglang cc -target $(shell uname -m)-linux-gnu.2.17 -O
 C_FILES = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h' | grep -v /generated/)
 PARTS := build/.launcher build/.python build/.wrapper build/.sim build/fixtures/cuda_client
 
-.PHONY: demo test lint build bench bench-wrapper storm gpu-check clean
+.PHONY: demo test lint build bench bench-wrapper bench-share storm gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -47,6 +48,9 @@ storm: build
 # with whatever Python there is: nothing is installed there
 gpu-check:
 	@PYTHON=$$([ -x $(PYTHON) ] && echo $(PYTHON) || echo python3); PYTHONPATH=. $$PYTHON -m benchmarks.gpu_check
+
+bench-share: build
+	$(PYTHON) -m benchmarks.share
 
 clean:
 	rm -rf build/launcher build/python build/wrapper build/sim build/fixtures build/.launcher build/.python build/.wrapper build/.sim

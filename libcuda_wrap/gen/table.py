@@ -12,14 +12,14 @@ import yaml
 
 from oci_hook.errors import HostError, shown
 
-KINDS = ("pass", "charge", "answer", "refuse")
+KINDS = ("pass", "charge", "limit", "answer", "refuse")
 SUSPECT = re.compile("Alloc|Create|Load|Import|Launch|Memcpy|Memset|Instantiate|Retain")
 _KEYS = {"kind", "since", "handler", "args", "why"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One function. since: the version that brought it. handler: without vgw_; None unless charge or answer.
+    """One function. since: the version that brought it. handler: without vgw_; None unless charge, limit or answer.
 
     args: C parameter declarations, "size_t bytesize".
     """
@@ -72,7 +72,7 @@ def _row(file: str, name: str, raw: Any) -> Row:
         raise _bad(file, name, f"kind {shown(kind)} is none of {', '.join(KINDS)}")
     if not isinstance(since, int):
         raise _bad(file, name, f"since {shown(since)} is not a version")
-    if (kind in ("charge", "answer")) != isinstance(handler, str):
+    if (kind in ("charge", "limit", "answer")) != isinstance(handler, str):
         raise _bad(file, name, f"kind {kind} with handler {shown(handler)}")
     if kind != "pass" and not isinstance(raw.get("args"), list):
         raise _bad(file, name, f"kind {kind} without args")

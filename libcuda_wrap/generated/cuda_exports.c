@@ -216,6 +216,20 @@ VGW_EXPORT CUresult cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, 
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_graph_add_node_v2(real, phGraphNode, hGraph, dependencies, dependencyData, numDependencies, nodeParams);
 }
 
+VGW_EXPORT CUresult cuGraphLaunch(CUgraphExec hGraphExec, CUstream hStream);
+VGW_EXPORT CUresult cuGraphLaunch(CUgraphExec hGraphExec, CUstream hStream)
+{
+    vgw_fn_graph_launch *real = (vgw_fn_graph_launch *)vgw_real(VGW_AT_cuGraphLaunch);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_graph_launch(real, hGraphExec, hStream);
+}
+
+VGW_EXPORT CUresult cuGraphLaunch_ptsz(CUgraphExec hGraphExec, CUstream hStream);
+VGW_EXPORT CUresult cuGraphLaunch_ptsz(CUgraphExec hGraphExec, CUstream hStream)
+{
+    vgw_fn_graph_launch *real = (vgw_fn_graph_launch *)vgw_real(VGW_AT_cuGraphLaunch_ptsz);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_graph_launch(real, hGraphExec, hStream);
+}
+
 VGW_EXPORT CUresult cuImportExternalMemory(CUexternalMemory *extMem_out, const CUDA_EXTERNAL_MEMORY_HANDLE_DESC *memHandleDesc);
 VGW_EXPORT CUresult cuImportExternalMemory(CUexternalMemory *extMem_out, const CUDA_EXTERNAL_MEMORY_HANDLE_DESC *memHandleDesc)
 {
@@ -247,6 +261,76 @@ VGW_EXPORT CUresult cuIpcOpenMemHandle_v2(CUdeviceptr *pdptr, CUipcMemHandle han
     (void)handle;
     (void)Flags;
     return vgw_refuse();
+}
+
+VGW_EXPORT CUresult cuLaunch(CUfunction f);
+VGW_EXPORT CUresult cuLaunch(CUfunction f)
+{
+    vgw_fn_launch_old *real = (vgw_fn_launch_old *)vgw_real(VGW_AT_cuLaunch);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_launch_old(real, f);
+}
+
+VGW_EXPORT CUresult cuLaunchCooperativeKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ, unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ, unsigned int sharedMemBytes, CUstream hStream, void **kernelParams);
+VGW_EXPORT CUresult cuLaunchCooperativeKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ, unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ, unsigned int sharedMemBytes, CUstream hStream, void **kernelParams)
+{
+    vgw_fn_launch_cooperative *real = (vgw_fn_launch_cooperative *)vgw_real(VGW_AT_cuLaunchCooperativeKernel);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_launch_cooperative(real, f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes, hStream, kernelParams);
+}
+
+VGW_EXPORT CUresult cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *launchParamsList, unsigned int numDevices, unsigned int flags);
+VGW_EXPORT CUresult cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *launchParamsList, unsigned int numDevices, unsigned int flags)
+{
+    vgw_fn_launch_multi_device *real = (vgw_fn_launch_multi_device *)vgw_real(VGW_AT_cuLaunchCooperativeKernelMultiDevice);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_launch_multi_device(real, launchParamsList, numDevices, flags);
+}
+
+VGW_EXPORT CUresult cuLaunchCooperativeKernel_ptsz(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ, unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ, unsigned int sharedMemBytes, CUstream hStream, void **kernelParams);
+VGW_EXPORT CUresult cuLaunchCooperativeKernel_ptsz(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ, unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ, unsigned int sharedMemBytes, CUstream hStream, void **kernelParams)
+{
+    vgw_fn_launch_cooperative *real = (vgw_fn_launch_cooperative *)vgw_real(VGW_AT_cuLaunchCooperativeKernel_ptsz);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_launch_cooperative(real, f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes, hStream, kernelParams);
+}
+
+VGW_EXPORT CUresult cuLaunchGrid(CUfunction f, int grid_width, int grid_height);
+VGW_EXPORT CUresult cuLaunchGrid(CUfunction f, int grid_width, int grid_height)
+{
+    vgw_fn_launch_grid *real = (vgw_fn_launch_grid *)vgw_real(VGW_AT_cuLaunchGrid);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_launch_grid(real, f, grid_width, grid_height);
+}
+
+VGW_EXPORT CUresult cuLaunchGridAsync(CUfunction f, int grid_width, int grid_height, CUstream hStream);
+VGW_EXPORT CUresult cuLaunchGridAsync(CUfunction f, int grid_width, int grid_height, CUstream hStream)
+{
+    vgw_fn_launch_grid_async *real = (vgw_fn_launch_grid_async *)vgw_real(VGW_AT_cuLaunchGridAsync);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_launch_grid_async(real, f, grid_width, grid_height, hStream);
+}
+
+VGW_EXPORT CUresult cuLaunchKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ, unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ, unsigned int sharedMemBytes, CUstream hStream, void **kernelParams, void **extra);
+VGW_EXPORT CUresult cuLaunchKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ, unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ, unsigned int sharedMemBytes, CUstream hStream, void **kernelParams, void **extra)
+{
+    vgw_fn_launch_kernel *real = (vgw_fn_launch_kernel *)vgw_real(VGW_AT_cuLaunchKernel);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_launch_kernel(real, f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes, hStream, kernelParams, extra);
+}
+
+VGW_EXPORT CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction f, void **kernelParams, void **extra);
+VGW_EXPORT CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction f, void **kernelParams, void **extra)
+{
+    vgw_fn_launch_kernel_ex *real = (vgw_fn_launch_kernel_ex *)vgw_real(VGW_AT_cuLaunchKernelEx);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_launch_kernel_ex(real, config, f, kernelParams, extra);
+}
+
+VGW_EXPORT CUresult cuLaunchKernelEx_ptsz(const CUlaunchConfig *config, CUfunction f, void **kernelParams, void **extra);
+VGW_EXPORT CUresult cuLaunchKernelEx_ptsz(const CUlaunchConfig *config, CUfunction f, void **kernelParams, void **extra)
+{
+    vgw_fn_launch_kernel_ex *real = (vgw_fn_launch_kernel_ex *)vgw_real(VGW_AT_cuLaunchKernelEx_ptsz);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_launch_kernel_ex(real, config, f, kernelParams, extra);
+}
+
+VGW_EXPORT CUresult cuLaunchKernel_ptsz(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ, unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ, unsigned int sharedMemBytes, CUstream hStream, void **kernelParams, void **extra);
+VGW_EXPORT CUresult cuLaunchKernel_ptsz(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ, unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ, unsigned int sharedMemBytes, CUstream hStream, void **kernelParams, void **extra)
+{
+    vgw_fn_launch_kernel *real = (vgw_fn_launch_kernel *)vgw_real(VGW_AT_cuLaunchKernel_ptsz);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_launch_kernel(real, f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes, hStream, kernelParams, extra);
 }
 
 VGW_EXPORT CUresult cuMemAlloc(CUdeviceptr_v1 *dptr, unsigned int bytesize);
@@ -575,10 +659,22 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuGraphAddMemAllocNode", (void *)cuGraphAddMemAllocNode},
     {"cuGraphAddNode", (void *)cuGraphAddNode},
     {"cuGraphAddNode_v2", (void *)cuGraphAddNode_v2},
+    {"cuGraphLaunch", (void *)cuGraphLaunch},
+    {"cuGraphLaunch_ptsz", (void *)cuGraphLaunch_ptsz},
     {"cuImportExternalMemory", (void *)cuImportExternalMemory},
     {"cuInit", (void *)cuInit},
     {"cuIpcOpenMemHandle", (void *)cuIpcOpenMemHandle},
     {"cuIpcOpenMemHandle_v2", (void *)cuIpcOpenMemHandle_v2},
+    {"cuLaunch", (void *)cuLaunch},
+    {"cuLaunchCooperativeKernel", (void *)cuLaunchCooperativeKernel},
+    {"cuLaunchCooperativeKernelMultiDevice", (void *)cuLaunchCooperativeKernelMultiDevice},
+    {"cuLaunchCooperativeKernel_ptsz", (void *)cuLaunchCooperativeKernel_ptsz},
+    {"cuLaunchGrid", (void *)cuLaunchGrid},
+    {"cuLaunchGridAsync", (void *)cuLaunchGridAsync},
+    {"cuLaunchKernel", (void *)cuLaunchKernel},
+    {"cuLaunchKernelEx", (void *)cuLaunchKernelEx},
+    {"cuLaunchKernelEx_ptsz", (void *)cuLaunchKernelEx_ptsz},
+    {"cuLaunchKernel_ptsz", (void *)cuLaunchKernel_ptsz},
     {"cuMemAlloc", (void *)cuMemAlloc},
     {"cuMemAllocAsync", (void *)cuMemAllocAsync},
     {"cuMemAllocAsync_ptsz", (void *)cuMemAllocAsync_ptsz},

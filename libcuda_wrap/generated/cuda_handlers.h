@@ -35,10 +35,22 @@ enum vgw_cuda_index {
     VGW_AT_cuGraphAddMemAllocNode,
     VGW_AT_cuGraphAddNode,
     VGW_AT_cuGraphAddNode_v2,
+    VGW_AT_cuGraphLaunch,
+    VGW_AT_cuGraphLaunch_ptsz,
     VGW_AT_cuImportExternalMemory,
     VGW_AT_cuInit,
     VGW_AT_cuIpcOpenMemHandle,
     VGW_AT_cuIpcOpenMemHandle_v2,
+    VGW_AT_cuLaunch,
+    VGW_AT_cuLaunchCooperativeKernel,
+    VGW_AT_cuLaunchCooperativeKernelMultiDevice,
+    VGW_AT_cuLaunchCooperativeKernel_ptsz,
+    VGW_AT_cuLaunchGrid,
+    VGW_AT_cuLaunchGridAsync,
+    VGW_AT_cuLaunchKernel,
+    VGW_AT_cuLaunchKernelEx,
+    VGW_AT_cuLaunchKernelEx_ptsz,
+    VGW_AT_cuLaunchKernel_ptsz,
     VGW_AT_cuMemAlloc,
     VGW_AT_cuMemAllocAsync,
     VGW_AT_cuMemAllocAsync_ptsz,
@@ -130,8 +142,24 @@ typedef CUresult vgw_fn_graph_add_node(CUgraphNode *, CUgraph, const CUgraphNode
 CUresult vgw_graph_add_node(vgw_fn_graph_add_node *real, CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies, size_t numDependencies, CUgraphNodeParams *nodeParams);
 typedef CUresult vgw_fn_graph_add_node_v2(CUgraphNode *, CUgraph, const CUgraphNode *, const CUgraphEdgeData *, size_t, CUgraphNodeParams *);
 CUresult vgw_graph_add_node_v2(vgw_fn_graph_add_node_v2 *real, CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies, const CUgraphEdgeData *dependencyData, size_t numDependencies, CUgraphNodeParams *nodeParams);
+typedef CUresult vgw_fn_graph_launch(CUgraphExec, CUstream);
+CUresult vgw_graph_launch(vgw_fn_graph_launch *real, CUgraphExec hGraphExec, CUstream hStream);
 typedef CUresult vgw_fn_init(unsigned int);
 CUresult vgw_init(vgw_fn_init *real, unsigned int Flags);
+typedef CUresult vgw_fn_launch_old(CUfunction);
+CUresult vgw_launch_old(vgw_fn_launch_old *real, CUfunction f);
+typedef CUresult vgw_fn_launch_cooperative(CUfunction, unsigned int, unsigned int, unsigned int, unsigned int, unsigned int, unsigned int, unsigned int, CUstream, void **);
+CUresult vgw_launch_cooperative(vgw_fn_launch_cooperative *real, CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ, unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ, unsigned int sharedMemBytes, CUstream hStream, void **kernelParams);
+typedef CUresult vgw_fn_launch_multi_device(CUDA_LAUNCH_PARAMS *, unsigned int, unsigned int);
+CUresult vgw_launch_multi_device(vgw_fn_launch_multi_device *real, CUDA_LAUNCH_PARAMS *launchParamsList, unsigned int numDevices, unsigned int flags);
+typedef CUresult vgw_fn_launch_grid(CUfunction, int, int);
+CUresult vgw_launch_grid(vgw_fn_launch_grid *real, CUfunction f, int grid_width, int grid_height);
+typedef CUresult vgw_fn_launch_grid_async(CUfunction, int, int, CUstream);
+CUresult vgw_launch_grid_async(vgw_fn_launch_grid_async *real, CUfunction f, int grid_width, int grid_height, CUstream hStream);
+typedef CUresult vgw_fn_launch_kernel(CUfunction, unsigned int, unsigned int, unsigned int, unsigned int, unsigned int, unsigned int, unsigned int, CUstream, void **, void **);
+CUresult vgw_launch_kernel(vgw_fn_launch_kernel *real, CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ, unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ, unsigned int sharedMemBytes, CUstream hStream, void **kernelParams, void **extra);
+typedef CUresult vgw_fn_launch_kernel_ex(const CUlaunchConfig *, CUfunction, void **, void **);
+CUresult vgw_launch_kernel_ex(vgw_fn_launch_kernel_ex *real, const CUlaunchConfig *config, CUfunction f, void **kernelParams, void **extra);
 typedef CUresult vgw_fn_mem_alloc_v1(CUdeviceptr_v1 *, unsigned int);
 CUresult vgw_mem_alloc_v1(vgw_fn_mem_alloc_v1 *real, CUdeviceptr_v1 *dptr, unsigned int bytesize);
 typedef CUresult vgw_fn_mem_alloc_async(CUdeviceptr *, size_t, CUstream);

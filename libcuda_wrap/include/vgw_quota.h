@@ -24,8 +24,10 @@ struct vgw_quota_gpu {
     uint64_t memory_bytes;  /* live */
     uint32_t cores_percent; /* live; 1 to 100, 100: no limit */
     uint32_t flags;         /* live; VGW_FLAG_… */
-    uint32_t priority;      /* 0 low, 1 normal, 2 high */
-    uint32_t reserved[15];
+    uint32_t priority;      /* live; 0 low, 1 normal, 2 high: who is first to use idle time */
+    /* live; GPU time by the host's count per 1000 by the wrapper's, which is multiplied by it; 0: not known */
+    uint32_t charge_permille;
+    uint32_t reserved[14];
 };
 
 struct vgw_quota {

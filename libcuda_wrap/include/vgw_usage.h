@@ -40,6 +40,13 @@ enum vgw_denial {
 /* Bucket i: launches that waited less than 2^i microseconds, and not less than half that. */
 #define VGW_WAIT_BUCKETS 32u
 
+/* The container's compute share on one GPU (docs/compute-share.md). A token is a nanosecond of GPU time. */
+struct vgw_limiter {
+    int64_t tokens_ns;    /* may be launched without waiting; negative: debt */
+    uint64_t refilled_ns; /* CLOCK_MONOTONIC: until when the share has been added to the tokens */
+    uint64_t reserved[62];
+};
+
 struct vgw_usage_gpu { /* no cache line shared between GPUs, nor between memory and time */
     uint64_t word;     /* with stamp: 16-byte aligned */
     uint64_t stamp;
@@ -53,7 +60,7 @@ struct vgw_usage_gpu { /* no cache line shared between GPUs, nor between memory 
     uint64_t throttled_ns; /* time that launches waited for the share, summed over threads */
     uint64_t reserved2[5];
     uint64_t waits[VGW_WAIT_BUCKETS]; /* launches that had to wait, by how long */
-    uint64_t limiter[64];             /* the limiter's own state */
+    struct vgw_limiter limiter;
 };
 
 struct vgw_usage_slot_gpu {
@@ -63,10 +70,18 @@ struct vgw_usage_slot_gpu {
     uint64_t busy_ns; /* of this process, since it took the slot */
 };
 
+/* Tokens that a process has taken for launches that it has not measured yet. They are given back when it is dead, less
+ * what may have run since. */
+struct vgw_owed {
+    uint64_t tokens;   /* nanoseconds 60 bits | GPU 4 */
+    uint64_t since_ns; /* CLOCK_MONOTONIC of the oldest such launch */
+};
+#define VGW_OWED 3u /* GPUs of one process that are remembered so */
+
 struct vgw_usage_slot {
     uint64_t pid;         /* in the container's pid namespace; 0: never used */
     uint64_t start_ticks; /* /proc/<pid>/stat field 22: tells a recycled pid */
-    uint64_t reserved[6];
+    struct vgw_owed owed[VGW_OWED];
     struct vgw_usage_slot_gpu gpus[VGW_MAX_GPUS];
 };
 

@@ -1,6 +1,6 @@
 """Makes and reads the folder of simulated GPUs: `ctl`, which libcuda and libnvidia-ml share, and `gpu0`, `gpu1`, …
 
-The layout is vgs_state.h's, version 1; tests/sim/test_state.py compares every offset with the compiler's.
+The layout is vgs_state.h's, version 2; tests/sim/test_state.py compares every offset with the compiler's.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import fcntl
 import os
 import struct
 import tempfile
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,23 +23,26 @@ NAME = "Simulated GPU"
 MAX_GPUS = 16
 MAX_MEMORY_BYTES = 1 << 42
 
-MAGIC, VERSION, BYTES, SLOTS = 0x53474756, 1, 594432, 1024
+MAGIC, VERSION, BYTES, SLOTS = 0x53474756, 2, 3740160, 1024
 HEADER = struct.Struct(
     "<8IQ24s256s"
 )  # magic, version, bytes, gpus, slots, slot_high, cuda, fault_count; context_bytes; driver; fault
 FAULT_COUNT_AT, CONTEXT_BYTES_AT, FAULT_AT, FAULT_BYTES = 28, 32, 64, 256
 GPUS_AT, GPU = (
     512,
-    struct.Struct("<48s64s32s4Q4I64x"),
-)  # uuid, name, pci; memory, used, busy_until, busy; lock, lost, minor, -
+    struct.Struct("<48s64s32s4Q4IQ56x"),
+)  # uuid, name, pci; memory, used, clock's real and virtual ns; lock, lost, minor, -; launched ns
 GPU_LOST_AT = 180
-SLOTS_AT, SLOT, SLOT_GPU, SLOT_BYTES = 4608, struct.Struct("<3Q40x"), struct.Struct("<QQI12x"), 576
+SLOTS_AT, SLOT, SLOT_GPU, SLOT_BYTES = 4608, struct.Struct("<3Q40x"), struct.Struct("<QQI4xQ"), 576
 _FLOCK = struct.Struct("@hhqqi4x")
 
 
 @dataclass(frozen=True)
 class SimProcess:
-    """A live process with a context or memory on a GPU. pid: in its own pid namespace, whose inode is pid_namespace."""
+    """A live process with a context or memory on a GPU. pid: in its own pid namespace, whose inode is pid_namespace.
+
+    busy_ns: kernel time that it has had.
+    """
 
     pid: int
     pid_namespace: int
@@ -49,7 +53,7 @@ class SimProcess:
 
 @dataclass(frozen=True)
 class SimGpu:
-    """used_bytes: of live processes. busy_ns: kernel time launched since the folder was made."""
+    """used_bytes: of live processes. busy_ns: kernel time that has run since the folder was made."""
 
     index: int
     uuid: str
@@ -84,7 +88,7 @@ def _image(gpus: int, memory_bytes: int, driver_version: str, context_bytes: int
     )
     for index in range(gpus):
         pci = f"00000000:{index + 1:02X}:00.0"
-        fields = (gpu_uuid(index).encode(), NAME.encode(), pci.encode(), memory_bytes, 0, 0, 0, 0, 0, index, 0)
+        fields = (gpu_uuid(index).encode(), NAME.encode(), pci.encode(), memory_bytes, 0, 0, 0, 0, 0, index, 0, 0)
         GPU.pack_into(data, GPUS_AT + index * GPU.size, *fields)
     return bytes(data)
 
@@ -209,6 +213,46 @@ def _live_slots(folder: Path, data: bytes) -> list[int]:
     return live
 
 
+def _clock(real: int, virtual: int, now: int, ends: list[int]) -> int:
+    """Virtual nanoseconds at real time `now`: 1/n of real time passes while n of `ends` lie ahead. As vgs_clock.c."""
+    for end in sorted(ends):
+        ahead = sum(each > virtual for each in ends)
+        if ahead == 0:
+            break
+        step = min(end - virtual, (now - real) // ahead)
+        if step > 0:
+            real, virtual = real + step * ahead, virtual + step
+    return virtual
+
+
+def _gpu(data: bytes, index: int, live: list[int]) -> SimGpu:
+    identity, name, pci, memory, _, real, virtual, _, lost, minor, _, launched = GPU.unpack_from(
+        data, GPUS_AT + index * GPU.size
+    )
+    found = {}
+    for slot in range(min(HEADER.unpack_from(data)[5], SLOTS)):
+        at = SLOTS_AT + slot * SLOT_BYTES
+        found[slot] = (SLOT.unpack_from(data, at), SLOT_GPU.unpack_from(data, at + SLOT.size + index * SLOT_GPU.size))
+    now = _clock(real, virtual, time.monotonic_ns(), [each[3] for _, each in found.values()])
+    processes = []
+    for slot in live:
+        (pid, namespace, _), (held, busy, contexts, end) = found[slot]
+        if held or contexts:
+            processes.append(SimProcess(pid, namespace, held, contexts, busy - max(0, end - now)))
+    return SimGpu(
+        index=index,
+        uuid=_text(identity),
+        name=_text(name),
+        memory_bytes=memory,
+        used_bytes=sum(process.memory_bytes for process in processes),
+        busy_ns=launched - sum(max(0, each[3] - now) for _, each in found.values()),
+        pci_bus_id=_text(pci),
+        minor=minor,
+        lost=bool(lost),
+        processes=tuple(processes),
+    )
+
+
 def read_state(folder: Path) -> SimState:
     """The GPUs as they are now. Raises HostError (VGPU-HOST-003) when there are none that this version can read."""
     data = _load(folder)
@@ -217,24 +261,8 @@ def read_state(folder: Path) -> SimState:
         live = _live_slots(folder, data)
     except OSError as error:
         raise HostError("VGPU-HOST-003", f"{folder / 'ctl'}: {error.strerror}", remedy="run as root") from None
-    gpus = []
-    for index in range(header[3]):
-        fields = GPU.unpack_from(data, GPUS_AT + index * GPU.size)
-        processes = []
-        for slot in live:
-            at = SLOTS_AT + slot * SLOT_BYTES
-            pid, namespace, _ = SLOT.unpack_from(data, at)
-            used, busy, contexts = SLOT_GPU.unpack_from(data, at + SLOT.size + index * SLOT_GPU.size)
-            if used or contexts:
-                processes.append(SimProcess(pid, namespace, used, contexts, busy))
-        identity, name, pci, memory, _, _, busy, _, lost, minor, _ = fields
-        held = sum(process.memory_bytes for process in processes)
-        gpus.append(
-            SimGpu(
-                index, _text(identity), _text(name), memory, held, busy, _text(pci), minor, bool(lost), tuple(processes)
-            )
-        )
-    return SimState(_text(header[9]), header[6], header[8], _text(header[10]), tuple(gpus))
+    gpus = tuple(_gpu(data, index, live) for index in range(header[3]))
+    return SimState(_text(header[9]), header[6], header[8], _text(header[10]), gpus)
 
 
 def set_fault(folder: Path, fault: str) -> None:

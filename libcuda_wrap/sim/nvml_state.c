@@ -20,26 +20,16 @@ static unsigned int percent_of(uint64_t part_ns, uint64_t whole_ns)
     return whole_ns == 0 ? 0 : part_ns >= whole_ns ? 100 : (unsigned int)(part_ns * 100 / whole_ns);
 }
 
-/* Kernel time done by now: what is queued for later is not. */
-static uint64_t done_ns(const struct vgs_gpu *gpu, uint64_t now)
-{
-    uint64_t until = __atomic_load_n(&gpu->busy_until_ns, __ATOMIC_RELAXED),
-             busy = __atomic_load_n(&gpu->busy_ns, __ATOMIC_RELAXED);
-    uint64_t ahead = until > now ? until - now : 0;
-    return busy > ahead ? busy - ahead : 0;
-}
-
 /* Under look_lock. */
 static void look_again(struct look *look, uint32_t index, uint64_t now)
 {
-    const struct vgs_gpu *gpu = &vgs_state->gpus[index];
-    uint64_t busy = done_ns(gpu, now), passed = now - look->at_ns;
+    uint64_t busy = vgs_busy(index, VGS_MAX_SLOTS), passed = now - look->at_ns;
     bool first = look->at_ns == 0;
-    look->percent = first ? (gpu->busy_until_ns > now ? 100 : 0)
+    look->percent = first ? (vgs_state->gpus[index].busy_ns > busy ? 100 : 0)
                           : percent_of(busy > look->busy_ns ? busy - look->busy_ns : 0, passed);
     for (uint32_t slot = 0; slot < vgs_state->slot_high && slot < VGS_MAX_SLOTS; slot++) {
         const struct vgs_slot *each = &vgs_state->slots[slot];
-        uint64_t slot_busy = __atomic_load_n(&each->gpus[index].busy_ns, __ATOMIC_RELAXED);
+        uint64_t slot_busy = vgs_busy(index, slot);
         bool fresh = first || look->slot_start_ns[slot] != each->start_ns;
         uint64_t since = fresh ? 0 : look->slot_busy_ns[slot], span = fresh ? now - each->start_ns : passed;
         look->slot_percent[slot] = each->pid ? percent_of(slot_busy > since ? slot_busy - since : 0, span) : 0;
@@ -171,7 +161,7 @@ VGS_NVML nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device, unsigned long 
 {
     NVML_ENTER_DEVICE(device);
     NVML_ARGUMENT(millijoules);
-    *millijoules = done_ns(gpu, vgs_now_ns()) / 1000 * 700 / 1000; /* 700 W while busy */
+    *millijoules = vgs_busy(nvml_gpu_index(gpu), VGS_MAX_SLOTS) / 1000 * 700 / 1000; /* 700 W while busy */
     return NVML_SUCCESS;
 }
 

@@ -8,7 +8,6 @@
 
 typedef struct CUlib_st *CUlibrary;
 typedef struct CUfunc_st *CUkernel; /* one object plays both: a kernel's function is itself */
-typedef struct CUgraphExec_st *CUgraphExec;
 typedef void (*CUhostFn)(void *user_data);
 typedef void (*CUstreamCallback)(CUstream stream, CUresult status, void *user_data);
 typedef size_t (*CUoccupancyB2DSize)(int block_size);
@@ -63,13 +62,6 @@ typedef struct { /* CUDA_MEMCPY3D_PEER has the same layout: its contexts stand w
     size_t dstPitch, dstHeight;
     size_t WidthInBytes, Height, Depth;
 } CUDA_MEMCPY3D;
-
-typedef struct {
-    unsigned int gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes;
-    CUstream hStream;
-    void *attrs;
-    unsigned int numAttrs;
-} CUlaunchConfig;
 
 typedef struct { /* version 2; version 1 ends before `kern` */
     CUfunction func;

@@ -78,7 +78,7 @@ void *vgs_each(enum vgs_kind kind, CUcontext ctx, bool (*visit)(void *object, vo
 
 struct CUstream_st {
     struct vgs_object head;
-    uint64_t ready_ns; /* when all that was queued so far is done */
+    uint64_t end_virtual_ns; /* when all that was queued so far is done, by the GPU's clock: vgs_clock.c */
     uint64_t id;
     uint64_t host_queued; /* host functions asked for and run: vgs_stream.c */
     uint64_t host_done;
@@ -110,7 +110,7 @@ CUcontext vgs_primary(CUdevice device); /* active, or NULL */
 CUstream vgs_stream(CUstream handle);
 void vgs_wait_stream(CUstream stream);
 void vgs_wait_context(CUcontext ctx);
-uint64_t vgs_queue_kernel(CUstream stream, uint64_t duration_ns);
+void vgs_queue_kernel(CUstream stream, uint64_t duration_ns);
 void vgs_queue_host(CUstream stream, CUhostFn function, void *argument);
 uint64_t vgs_next_id(void);
 

@@ -1,4 +1,4 @@
-/* vgs_lock.c - accounting of device memory: one lock per GPU, robust against owners that die, and the time axis of its kernels. */
+/* vgs_lock.c - accounting of device memory: one lock per GPU, robust against owners that die. */
 #define _GNU_SOURCE
 #include "vgs_lock.h"
 
@@ -109,32 +109,4 @@ uint64_t vgs_used(uint32_t gpu)
             sum += bytes;
     }
     return sum;
-}
-
-uint64_t vgs_now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-uint64_t vgs_occupy(uint32_t gpu, uint64_t ready_ns, uint64_t duration_ns)
-{
-    struct vgs_gpu *card = &vgs_state->gpus[gpu];
-    uint64_t now = vgs_now_ns(), busy = __atomic_load_n(&card->busy_until_ns, __ATOMIC_RELAXED), end;
-    do {
-        uint64_t start = ready_ns > now ? ready_ns : now;
-        end = (busy > start ? busy : start) + duration_ns;
-    } while (!__atomic_compare_exchange_n(&card->busy_until_ns, &busy, end, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-    __atomic_fetch_add(&card->busy_ns, duration_ns, __ATOMIC_RELAXED);
-    __atomic_fetch_add(&vgs_state->slots[vgs_slot].gpus[gpu].busy_ns, duration_ns, __ATOMIC_RELAXED);
-    return end;
-}
-
-void vgs_sleep_until(uint64_t ns)
-{
-    struct timespec until = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
-    while (vgs_now_ns() < ns)
-        if (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) != 0)
-            continue; /* a signal: the wait goes on */
 }

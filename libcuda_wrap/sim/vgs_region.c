@@ -171,6 +171,7 @@ static void clear_slot(uint32_t slot, uint32_t as)
             dead->gpus[gpu].bytes = 0;
             vgs_unlock(gpu);
         }
+        vgs_clock_drop(gpu, slot);
         dead->gpus[gpu].busy_ns = 0;
         dead->gpus[gpu].contexts = 0;
     }
@@ -212,6 +213,7 @@ void vgs_forget_slot(void)
         close(ctl_fd);
     ctl_fd = -1;
     vgs_slot = VGS_MAX_SLOTS;
+    vgs_clock_forked();
 }
 
 void vgs_reap(void)

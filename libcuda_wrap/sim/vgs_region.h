@@ -36,8 +36,19 @@ uint64_t vgs_used(uint32_t gpu);
 void vgs_reap(void);
 
 uint64_t vgs_now_ns(void);
-/* Kernel time `duration_ns` on `gpu`, not before `ready_ns`; returns when it ends (CLOCK_MONOTONIC). */
-uint64_t vgs_occupy(uint32_t gpu, uint64_t ready_ns, uint64_t duration_ns);
 void vgs_sleep_until(uint64_t ns);
+
+/* The GPU's virtual clock, which all times of kernels are told in: vgs_clock.c.
+ * vgs_occupy: queues a kernel of this process behind its others; returns the virtual time at which it is done.
+ * vgs_done: whether that has come. vgs_when: the real time at which it came, as far as the past is remembered.
+ * vgs_wait: sleeps until it has come. vgs_busy: kernel time that a slot has had so far; VGS_MAX_SLOTS: the whole GPU. */
+uint64_t vgs_occupy(uint32_t gpu, uint64_t duration_ns);
+bool vgs_done(uint32_t gpu, uint64_t virtual_ns);
+uint64_t vgs_when(uint32_t gpu, uint64_t virtual_ns);
+void vgs_wait(uint32_t gpu, uint64_t virtual_ns);
+uint64_t vgs_busy(uint32_t gpu, uint32_t slot);
+/* A dead slot's kernels end here. */
+void vgs_clock_drop(uint32_t gpu, uint32_t slot);
+void vgs_clock_forked(void);
 
 #endif

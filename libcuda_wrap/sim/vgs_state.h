@@ -12,23 +12,37 @@
 #include <stdint.h>
 
 #define VGS_MAGIC     0x53474756u /* "VGGS" */
-#define VGS_VERSION   1u
+#define VGS_VERSION   2u
 #define VGS_MAX_GPUS  16u
 #define VGS_MAX_SLOTS 1024u
+
+/* A GPU's virtual clock at a moment: see vgs_clock.c. real_ns: CLOCK_MONOTONIC. */
+struct vgs_instant {
+    uint64_t real_ns;
+    uint64_t virtual_ns;
+};
+
+#define VGS_PAST        8192u /* points of the recent past, each where the clock's speed changed */
+#define VGS_PAST_COARSE 4096u /* and one for each 2^20 ns (1 ms), for longer */
+struct vgs_past {
+    struct vgs_instant recent[VGS_PAST];
+    struct vgs_instant coarse[VGS_PAST_COARSE];
+};
 
 struct vgs_gpu {
     char uuid[48]; /* "GPU-…" */
     char name[64];
     char pci_bus_id[32]; /* "00000000:01:00.0" */
     uint64_t memory_bytes;
-    uint64_t used_bytes;    /* sum of the slots' bytes; guarded by `lock` */
-    uint64_t busy_until_ns; /* CLOCK_MONOTONIC: when the last kernel launched so far ends */
-    uint64_t busy_ns;       /* kernel time launched so far */
-    uint32_t lock;          /* 0, or owner's slot + 1; the top bit: somebody waits */
-    uint32_t lost;          /* not 0: the GPU fell off the bus */
-    uint32_t minor;         /* of gpu<minor> */
+    uint64_t used_bytes;      /* sum of the slots' bytes; guarded by `lock` */
+    struct vgs_instant clock; /* 16-byte aligned: vgs_clock.c */
+    uint32_t lock;            /* 0, or owner's slot + 1; the top bit: somebody waits */
+    uint32_t lost;            /* not 0: the GPU fell off the bus */
+    uint32_t minor;           /* of gpu<minor> */
     uint32_t reserved0;
-    uint64_t reserved1[8];
+    uint64_t busy_ns;    /* kernel time launched, less what died with its process before it ran */
+    uint64_t past_count; /* points ever written to `past` */
+    uint64_t reserved1[6];
 };
 
 struct vgs_slot_gpu {
@@ -36,7 +50,7 @@ struct vgs_slot_gpu {
     uint64_t busy_ns;  /* kernel time launched */
     uint32_t contexts; /* alive; NVML lists a process that has one */
     uint32_t reserved0;
-    uint64_t reserved1;
+    uint64_t end_virtual_ns; /* when all that it has launched is done */
 };
 
 struct vgs_slot {
@@ -62,13 +76,15 @@ struct vgs_state {
     uint8_t reserved[192];
     struct vgs_gpu gpus[VGS_MAX_GPUS];
     struct vgs_slot slots[VGS_MAX_SLOTS];
+    struct vgs_past past[VGS_MAX_GPUS];
 };
 
-_Static_assert(sizeof(struct vgs_gpu) == 256, "state layout 1");
-_Static_assert(sizeof(struct vgs_slot_gpu) == 32, "state layout 1");
-_Static_assert(sizeof(struct vgs_slot) == 576, "state layout 1");
-_Static_assert(offsetof(struct vgs_state, gpus) == 512, "state layout 1");
-_Static_assert(offsetof(struct vgs_state, slots) == 4608, "state layout 1");
-_Static_assert(sizeof(struct vgs_state) == 594432, "state layout 1");
+_Static_assert(sizeof(struct vgs_gpu) == 256, "state layout 2");
+_Static_assert(sizeof(struct vgs_slot_gpu) == 32, "state layout 2");
+_Static_assert(sizeof(struct vgs_slot) == 576, "state layout 2");
+_Static_assert(offsetof(struct vgs_state, gpus) == 512, "state layout 2");
+_Static_assert(offsetof(struct vgs_state, slots) == 4608, "state layout 2");
+_Static_assert((offsetof(struct vgs_state, gpus) + offsetof(struct vgs_gpu, clock)) % 16 == 0, "swapped whole");
+_Static_assert(sizeof(struct vgs_state) == 3740160, "state layout 2");
 
 #endif

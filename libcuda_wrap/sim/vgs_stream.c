@@ -1,4 +1,4 @@
-/* vgs_stream.c - streams and events. A stream is a point on the time axis: when all that was queued in it will be done. */
+/* vgs_stream.c - streams and events. A stream is a point of the GPU's virtual time: when all that was queued in it is done. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdlib.h>
@@ -9,8 +9,11 @@ struct CUevent_st {
     struct vgs_object head;
     unsigned int flags;
     bool recorded;
-    uint64_t ready_ns;
-    CUstream stream; /* and how many of its host functions come before */
+    uint32_t gpu;
+    uint64_t end_virtual_ns; /* when what was queued before it is done */
+    uint64_t recorded_ns;    /* it happens no earlier than it was asked for */
+    uint64_t happened_ns;    /* 0: not known yet */
+    CUstream stream;         /* and how many of its host functions come before */
     uint64_t host_ticket;
     CUgraph capture;
 };
@@ -19,7 +22,7 @@ struct host_job {
     CUstream stream;
     CUhostFn function;
     void *argument;
-    uint64_t ticket, ready_ns;
+    uint64_t ticket, end_virtual_ns;
 };
 
 static pthread_mutex_t host_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -55,7 +58,7 @@ static void *run_host_job(void *argument)
 {
     struct host_job job = *(struct host_job *)argument;
     free(argument);
-    vgs_sleep_until(job.ready_ns);
+    vgs_wait(job.stream->head.ctx->gpu, job.end_virtual_ns);
     wait_host(job.stream, job.ticket - 1);
     job.function(job.argument);
     pthread_mutex_lock(&host_lock);
@@ -65,6 +68,11 @@ static void *run_host_job(void *argument)
     return NULL;
 }
 
+static uint64_t queued(CUstream stream)
+{
+    return __atomic_load_n(&stream->end_virtual_ns, __ATOMIC_RELAXED);
+}
+
 void vgs_queue_host(CUstream stream, CUhostFn function, void *argument)
 {
     pthread_t thread;
@@ -72,7 +80,7 @@ void vgs_queue_host(CUstream stream, CUhostFn function, void *argument)
     if (!job)
         abort(); /* the simulation itself has no memory left */
     pthread_mutex_lock(&host_lock);
-    *job = (struct host_job){stream, function, argument, ++stream->host_queued, stream->ready_ns};
+    *job = (struct host_job){stream, function, argument, ++stream->host_queued, queued(stream)};
     pthread_mutex_unlock(&host_lock);
     if (pthread_create(&thread, NULL, run_host_job, job) == 0)
         pthread_detach(thread);
@@ -83,9 +91,7 @@ void vgs_queue_host(CUstream stream, CUhostFn function, void *argument)
 void vgs_wait_stream(CUstream stream)
 {
     uint64_t ticket = __atomic_load_n(&stream->host_queued, __ATOMIC_RELAXED);
-    uint64_t ready = __atomic_load_n(&stream->ready_ns, __ATOMIC_RELAXED);
-    if (ready)
-        vgs_sleep_until(ready);
+    vgs_wait(stream->head.ctx->gpu, queued(stream));
     if (ticket)
         wait_host(stream, ticket);
 }
@@ -122,11 +128,9 @@ void vgs_wait_context(CUcontext ctx)
     vgs_pools_settle(ctx);
 }
 
-uint64_t vgs_queue_kernel(CUstream stream, uint64_t duration_ns)
+void vgs_queue_kernel(CUstream stream, uint64_t duration_ns)
 {
-    uint64_t end = vgs_occupy(stream->head.ctx->gpu, __atomic_load_n(&stream->ready_ns, __ATOMIC_RELAXED), duration_ns);
-    __atomic_store_n(&stream->ready_ns, end, __ATOMIC_RELAXED);
-    return end;
+    __atomic_store_n(&stream->end_virtual_ns, vgs_occupy(stream->head.ctx->gpu, duration_ns), __ATOMIC_RELAXED);
 }
 
 VGS_API cuStreamCreateWithPriority(CUstream *phStream, unsigned int flags, int priority)
@@ -177,8 +181,9 @@ VGS_API cuStreamQuery(CUstream hStream)
 {
     VGS_ENTER_STREAM();
     VGS_CHECK(!stream->capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
-    return vgs_now_ns() >= stream->ready_ns && host_is_done(stream, stream->host_queued) ? CUDA_SUCCESS
-                                                                                         : CUDA_ERROR_NOT_READY;
+    return vgs_done(stream->head.ctx->gpu, queued(stream)) && host_is_done(stream, stream->host_queued)
+               ? CUDA_SUCCESS
+               : CUDA_ERROR_NOT_READY;
 }
 
 VGS_API cuStreamGetFlags(CUstream hStream, unsigned int *flags)
@@ -228,8 +233,10 @@ VGS_API cuStreamWaitEvent(CUstream hStream, CUevent event, unsigned int flags)
     VGS_VALUE(flags <= 1);
     if (event->capture)
         stream->capture = event->capture; /* the stream joins the capture */
-    else if (event->recorded && event->ready_ns > stream->ready_ns)
-        stream->ready_ns = event->ready_ns;
+    else if (event->recorded && event->gpu != stream->head.ctx->gpu)
+        vgs_wait(event->gpu, event->end_virtual_ns); /* another GPU's clock: the program waits, and not the stream */
+    else if (event->recorded && event->end_virtual_ns > queued(stream))
+        __atomic_store_n(&stream->end_virtual_ns, event->end_virtual_ns, __ATOMIC_RELAXED);
     return CUDA_SUCCESS;
 }
 
@@ -256,10 +263,12 @@ static CUresult record(CUevent event, CUstream stream)
 {
     VGS_CHECK(vgs_valid(event, VGS_EVENT), CUDA_ERROR_INVALID_HANDLE);
     VGS_CHECK(event->head.ctx == stream->head.ctx, CUDA_ERROR_INVALID_HANDLE);
-    uint64_t now = vgs_now_ns();
     event->capture = stream->capture;
     event->recorded = !stream->capture;
-    event->ready_ns = stream->ready_ns > now ? stream->ready_ns : now;
+    event->gpu = stream->head.ctx->gpu;
+    event->end_virtual_ns = queued(stream);
+    event->recorded_ns = vgs_now_ns();
+    event->happened_ns = 0;
     event->stream = stream;
     event->host_ticket = stream->host_queued;
     return CUDA_SUCCESS;
@@ -280,14 +289,31 @@ VGS_API cuEventRecordWithFlags(CUevent event, CUstream hStream, unsigned int fla
 
 static bool happened(CUevent event)
 {
-    return !event->recorded || (vgs_now_ns() >= event->ready_ns && host_is_done(event->stream, event->host_ticket));
+    return !event->recorded ||
+           (vgs_done(event->gpu, event->end_virtual_ns) && host_is_done(event->stream, event->host_ticket));
+}
+
+/* Of an event that has happened; asked early, as the past is not remembered for ever. */
+static uint64_t time_of(CUevent event)
+{
+    uint64_t at = __atomic_load_n(&event->happened_ns, __ATOMIC_RELAXED);
+    if (at == 0) {
+        at = vgs_when(event->gpu, event->end_virtual_ns);
+        if (at < event->recorded_ns)
+            at = event->recorded_ns;
+        __atomic_store_n(&event->happened_ns, at, __ATOMIC_RELAXED);
+    }
+    return at;
 }
 
 VGS_API cuEventQuery(CUevent event)
 {
     VGS_ENTER();
     VGS_CHECK(vgs_valid(event, VGS_EVENT), CUDA_ERROR_INVALID_HANDLE);
-    return happened(event) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+    VGS_CHECK(happened(event), CUDA_ERROR_NOT_READY);
+    if (event->recorded)
+        time_of(event);
+    return CUDA_SUCCESS;
 }
 
 VGS_API cuEventSynchronize(CUevent event)
@@ -295,9 +321,10 @@ VGS_API cuEventSynchronize(CUevent event)
     VGS_ENTER();
     VGS_CHECK(vgs_valid(event, VGS_EVENT), CUDA_ERROR_INVALID_HANDLE);
     if (event->recorded) {
-        vgs_sleep_until(event->ready_ns);
+        vgs_wait(event->gpu, event->end_virtual_ns);
         if (event->host_ticket)
             wait_host(event->stream, event->host_ticket);
+        time_of(event);
         vgs_pools_settle(event->head.ctx);
     }
     return CUDA_SUCCESS;
@@ -309,7 +336,7 @@ static CUresult elapsed(float *milliseconds, CUevent start, CUevent end)
     VGS_CHECK(vgs_valid(start, VGS_EVENT) && vgs_valid(end, VGS_EVENT), CUDA_ERROR_INVALID_HANDLE);
     VGS_CHECK(start->recorded && end->recorded && !((start->flags | end->flags) & 2), CUDA_ERROR_INVALID_HANDLE);
     VGS_CHECK(happened(start) && happened(end), CUDA_ERROR_NOT_READY);
-    *milliseconds = (float)((double)((int64_t)(end->ready_ns - start->ready_ns)) / 1e6);
+    *milliseconds = (float)((double)((int64_t)(time_of(end) - time_of(start))) / 1e6);
     return CUDA_SUCCESS;
 }
 

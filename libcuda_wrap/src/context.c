@@ -2,6 +2,7 @@
 #include "vgw_charge.h"
 
 #include "cuda_handlers.h"
+#include "vgw_measure.h"
 
 static CUcontext primary[VGW_DEVICES_MAX]; /* by CUdevice, from when it was first retained */
 
@@ -11,8 +12,10 @@ static uint64_t set_aside(CUcontext context)
 {
     static uint64_t last_mark;
     const uint64_t mark = ~__atomic_add_fetch(&last_mark, 1, __ATOMIC_RELAXED); /* no address */
-    if (context != NULL)
+    if (context != NULL) {
         vgw_table_relink(vgw_key(context), mark);
+        vgw_measure_forget(context);
+    }
     return mark;
 }
 

@@ -1,6 +1,8 @@
 /* ledger.c - the lock-free, crash-safe accounting of include/vgw_usage.h; docs/accounting.md has the argument. */
 #include "vgw_ledger.h"
 
+#include "vgw_swap16.h"
+
 #ifndef VGW_STEP
 #define VGW_STEP() ((void)0) /* tests switch or end the process here: at every touch of shared memory */
 #endif
@@ -38,31 +40,11 @@ static bool swap(uint64_t *at, uint64_t from, uint64_t to)
     return done;
 }
 
-/* The compilers call a library for 16 bytes, which old images lack. */
 static bool swap_state(struct vgw_usage_gpu *gpu, struct state from, struct state to)
 {
-    bool done;
     VGW_STEP();
-#if defined(__x86_64__)
-    __asm__ volatile("lock cmpxchg16b %1"
-                     : "=@ccz"(done), "+m"(*(volatile char(*)[16]) & gpu->word), "+a"(from.word), "+d"(from.stamp)
-                     : "b"(to.word), "c"(to.stamp)
-                     : "memory");
-#elif defined(__aarch64__)
-    uint64_t word, stamp;
-    uint32_t failed;
-    do {
-        __asm__ volatile("ldaxp %0, %1, %2" : "=r"(word), "=r"(stamp) : "Q"(*(volatile char(*)[16]) & gpu->word));
-        done = word == from.word && stamp == from.stamp;
-        uint64_t new_word = done ? to.word : word, new_stamp = done ? to.stamp : stamp;
-        __asm__ volatile("stlxp %w0, %1, %2, %3"
-                         : "=&r"(failed), "+r"(new_word), "+r"(new_stamp), "=Q"(*(volatile char(*)[16]) & gpu->word)
-                         :
-                         : "memory");
-    } while (failed != 0);
-#else
-#error "no 16-byte compare-and-swap known for this machine"
-#endif
+    const uint64_t old[2] = {from.word, from.stamp}, new[2] = {to.word, to.stamp};
+    const bool done = vgw_swap16(&gpu->word, old, new);
     VGW_STEP();
     return done;
 }

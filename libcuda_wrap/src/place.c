@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "vgw_measure.h"
 #include "vgw_pool.h"
 #include "vgw_region.h"
 #include "vgw_table.h"
@@ -24,6 +25,7 @@ static void forked(void)
     pthread_mutex_init(&finding, NULL);
     vgw_table_forked();
     vgw_pools_forked();
+    vgw_measure_forked();
 }
 
 void vgw_real_more(void *library)
@@ -44,6 +46,11 @@ void vgw_real_more(void *library)
     FIND(cuDeviceGetUuid);
     FIND(cuDeviceGetUuid_v2);
     FIND(cuDevicePrimaryCtxGetState);
+    FIND(cuEventCreate);
+    FIND(cuEventDestroy_v2);
+    FIND(cuEventElapsedTime);
+    FIND(cuEventQuery);
+    FIND(cuEventRecord);
     FIND(cuMemFreeAsync);
     FIND(cuMemFree_v2);
     FIND(cuMemGetAddressRange_v2);
@@ -54,6 +61,8 @@ void vgw_real_more(void *library)
     FIND(cuMipmappedArrayDestroy);
     FIND(cuStreamGetCtx);
     FIND(cuStreamIsCapturing);
+    FIND(cuStreamQuery);
+    FIND(cuThreadExchangeStreamCaptureMode);
 #undef FIND
     __register_atfork(NULL, NULL, forked, NULL);
 }

@@ -19,6 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "vgw_bucket.h"
 #include "vgw_ledger.h"
 
 #ifndef F_OFD_SETLK
@@ -63,6 +64,9 @@ static bool recover(unsigned slot)
     uint64_t bytes = 0;
     for (unsigned gpu = 0; gpu < VGW_MAX_GPUS; gpu++)
         bytes += vgw_ledger_recover(vgw_usage, slot, gpu);
+    vgw_bucket_recover(slot);
+    for (unsigned gpu = 0; gpu < VGW_MAX_GPUS; gpu++)
+        __atomic_store_n(&vgw_usage->slots[slot].gpus[gpu].busy_ns, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&vgw_usage->slots[slot].pid, 0, __ATOMIC_RELEASE);
     return bytes != 0;
 }
@@ -138,7 +142,7 @@ static int acquire(void)
     return slot;
 }
 
-static int own_slot(void)
+int vgw_own_slot(void)
 {
     const unsigned *at = __atomic_load_n(&own, __ATOMIC_ACQUIRE);
     const unsigned slot = at == NULL ? 0 : __atomic_load_n(at, __ATOMIC_ACQUIRE);
@@ -172,7 +176,7 @@ bool (*vgw_reclaim)(unsigned gpu);
 
 bool vgw_charge(unsigned gpu, uint64_t bytes)
 {
-    const int slot = vgw_region_ready() ? own_slot() : -1;
+    const int slot = vgw_region_ready() ? vgw_own_slot() : -1;
     if (slot >= 0 && (take((unsigned)slot, gpu, bytes) || (vgw_reap() && take((unsigned)slot, gpu, bytes)) ||
                       (vgw_reclaim != NULL && vgw_reclaim(gpu) && take((unsigned)slot, gpu, bytes))))
         return true;
@@ -182,7 +186,7 @@ bool vgw_charge(unsigned gpu, uint64_t bytes)
 
 void vgw_refund(unsigned gpu, uint64_t bytes)
 {
-    const int slot = bytes == 0 ? -1 : own_slot();
+    const int slot = bytes == 0 ? -1 : vgw_own_slot();
     if (slot < 0)
         return;
     pthread_mutex_lock(&gpu_locks[gpu]);

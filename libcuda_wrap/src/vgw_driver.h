@@ -25,6 +25,11 @@ struct vgw_driver { /* NULL where this driver does not have it */
     CUresult (*cuDeviceGetUuid)(CUuuid *, CUdevice);
     CUresult (*cuDeviceGetUuid_v2)(CUuuid *, CUdevice);
     CUresult (*cuDevicePrimaryCtxGetState)(CUdevice, unsigned int *, int *);
+    CUresult (*cuEventCreate)(CUevent *, unsigned int);
+    CUresult (*cuEventDestroy_v2)(CUevent);
+    CUresult (*cuEventElapsedTime)(float *, CUevent, CUevent);
+    CUresult (*cuEventQuery)(CUevent);
+    CUresult (*cuEventRecord)(CUevent, CUstream);
     CUresult (*cuMemFreeAsync)(CUdeviceptr, CUstream);
     CUresult (*cuMemFree_v2)(CUdeviceptr);
     CUresult (*cuMemGetAddressRange_v2)(CUdeviceptr *, size_t *, CUdeviceptr);
@@ -35,6 +40,8 @@ struct vgw_driver { /* NULL where this driver does not have it */
     CUresult (*cuMipmappedArrayDestroy)(CUmipmappedArray);
     CUresult (*cuStreamGetCtx)(CUstream, CUcontext *);
     CUresult (*cuStreamIsCapturing)(CUstream, CUstreamCaptureStatus *);
+    CUresult (*cuStreamQuery)(CUstream);
+    CUresult (*cuThreadExchangeStreamCaptureMode)(CUstreamCaptureMode *);
 };
 
 extern struct vgw_driver vgw_driver; /* filled before any handler runs */

@@ -25,6 +25,9 @@ void vgw_region_arm(void);
 /* Index of the slice's GPU with this UUID ("GPU-...", "MIG-..."), or -1. */
 int vgw_gpu_by_uuid(const char *uuid);
 
+/* This process's slot, taken at first need; -1: none is free. */
+int vgw_own_slot(void);
+
 /* Takes bytes from the quota of a GPU, after taking back what the dead hold if need be. false: no room, or no slot. */
 bool vgw_charge(unsigned gpu, uint64_t bytes);
 void vgw_refund(unsigned gpu, uint64_t bytes);

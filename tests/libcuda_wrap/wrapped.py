@@ -81,6 +81,7 @@ class Box:
         flags = [f"-I{PACKAGE / 'include'}", f"-I{PACKAGE / 'generated'}", f"-L{sim}", "-l:libcuda.so.1", "-ldl"]
         # programs are linked with the toolkit's stub of libcuda.so, and so are known to need every function
         Toolchain("gcc", sanitize).program([C_TESTS / "client.c"], folder / "client", flags=flags)
+        Toolchain("gcc", sanitize).program([C_TESTS / "share.c"], folder / "share", flags=flags)
         return cls(folder, sanitize)
 
     def fresh(self, *slices: Slice, gpus: int = 2, memory_bytes: int = 80 * GIB) -> None:
@@ -102,6 +103,23 @@ class Box:
         with (self.folder / "quota").open("r+b") as file:
             file.seek(at + types.offsetof("struct vgw_quota_gpu", "memory_bytes"))
             file.write(struct.pack("<Q", memory_bytes))
+
+    def set_cores(self, percent: int) -> None:
+        """As the host does it while the container runs, for the slice's first GPU."""
+        types = bindings.ffi()
+        at = types.offsetof("struct vgw_quota", "gpus") + types.offsetof("struct vgw_quota_gpu", "cores_percent")
+        with (self.folder / "quota").open("r+b") as file:
+            file.seek(at)
+            file.write(struct.pack("<I", percent))
+
+    def share(self, kind: str, us: int) -> subprocess.Popen[str]:
+        """A running tests/libcuda_wrap/c/share.c that has begun to launch; `close` ends it."""
+        command = [str(self.folder / "share"), kind, str(us)]
+        process = subprocess.Popen(command, env=self.environment(), stdout=subprocess.PIPE, text=True)
+        self.clients.append(Client(process))
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        return process
 
     def environment(self) -> dict[str, str]:
         keep = {name: os.environ[name] for name in ("PATH",) if name in os.environ}
@@ -148,9 +166,9 @@ class Box:
         self.clients.clear()
 
 
-def part(index: int, memory_bytes: int) -> Slice:
+def part(index: int, memory_bytes: int, cores_percent: int = 100) -> Slice:
     """A slice of simulated GPU `index`."""
-    return Slice(index=index, uuid=create.gpu_uuid(index), memory_bytes=memory_bytes, cores_percent=100)
+    return Slice(index=index, uuid=create.gpu_uuid(index), memory_bytes=memory_bytes, cores_percent=cores_percent)
 
 
 def simulated_driver(folder: Path) -> Path:

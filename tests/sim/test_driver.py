@@ -17,7 +17,7 @@ from libcuda_wrap.sim import build
 from libcuda_wrap.toolchain import PACKAGE, Toolchain
 from tests.sim.conftest import compile_test
 
-PROGRAMS = ("memory", "work", "processes")
+PROGRAMS = ("memory", "work", "processes", "slices")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

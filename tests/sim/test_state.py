@@ -27,6 +27,8 @@ OFFSETS = {
     "offsetof(struct vgs_gpu, lost)": create.GPU_LOST_AT,
     "offsetof(struct vgs_gpu, minor)": create.GPU_LOST_AT + 4,
     "offsetof(struct vgs_gpu, memory_bytes)": 48 + 64 + 32,
+    "offsetof(struct vgs_gpu, busy_ns)": create.GPU_LOST_AT + 12,
+    "offsetof(struct vgs_slot_gpu, end_virtual_ns)": 24,
     "offsetof(struct vgs_slot, gpus)": create.SLOT.size,
     "VGS_MAX_GPUS": create.MAX_GPUS,
     "VGS_MAX_SLOTS": create.SLOTS,

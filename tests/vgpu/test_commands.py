@@ -142,7 +142,7 @@ def test_ps_of_nothing_is_an_empty_table(prefix: Path) -> None:
     done = vgpu(prefix, "ps")
     assert (done.returncode, done.stderr, done.stdout.split()[0]) == (0, "", "CONTAINER")
     assert len(done.stdout.splitlines()) == 1
-    empty = {"schema": 1, "cores_enforced": False, "gpus": [], "containers": []}
+    empty = {"schema": 1, "cores_enforced": True, "gpus": [], "containers": []}
     assert json.loads(vgpu(prefix, "ps", "--json").stdout) == empty
 
 
@@ -150,8 +150,8 @@ def test_ps_shows_a_slice_of_two_gpus_in_two_lines(prefix: Path) -> None:
     give_out(prefix, gpus=2)
     header, first, second = vgpu(prefix, "ps").stdout.splitlines()
     words = " ".join(first.split())
-    assert words == "cccccccccccc job image:1 0 (simulated) 0 B / 8 GiB none reserved creating not used yet 0 0"
-    assert " ".join(second.split()) == "1 (simulated) 0 B / 8 GiB 30 % reserved 0"
+    assert words == "cccccccccccc job image:1 0 (simulated) 0 B / 8 GiB no limit creating not used yet 0 0"
+    assert " ".join(second.split()) == "1 (simulated) 0 B / 8 GiB 30 % 0"
     assert second.index("1") == header.index("GPU")
     (found,) = json.loads(vgpu(prefix, "ps", "--json").stdout)["containers"]
     assert [gpu["memory_bytes"] for gpu in found["gpus"]] == [8 * GIB, 8 * GIB]

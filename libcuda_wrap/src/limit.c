@@ -1,0 +1,186 @@
+/* limit.c - every function that makes the GPU work waits here until the container's share has room: docs/compute-share.md.
+ *
+ * Where no GPU of the slice has a share below 100 %, a launch costs one load and a comparison more. */
+#include <time.h>
+
+#include "vgw_bucket.h"
+#include "vgw_driver.h"
+#include "vgw_measure.h"
+#include "vgw_region.h"
+
+#include "cuda_handlers.h"
+
+#define SLICE_NS 5000000u  /* longest sleep: then shares may have changed, and tokens come back */
+#define REAP_NS  50000000u /* how often a waiting launch looks for dead processes, whose tokens come back */
+#define POLL_NS  100000u   /* first sleep while too much is unmeasured; doubles */
+#define POLL_MAX 1000000u
+
+static bool no_limit(void)
+{
+    const struct vgw_quota *quota = __atomic_load_n(&vgw_quota, __ATOMIC_ACQUIRE);
+    if (__builtin_expect(quota == NULL, false))
+        return true; /* cuInit has failed, or was not called: the driver says so */
+    for (unsigned gpu = 0; gpu < quota->gpu_count; gpu++)
+        if (__builtin_expect(__atomic_load_n(&quota->gpus[gpu].cores_percent, __ATOMIC_RELAXED) != 100, false))
+            return false;
+    return true;
+}
+
+static void sleep_ns(uint64_t ns)
+{
+    const struct timespec length = {.tv_sec = 0, .tv_nsec = (long)(ns < SLICE_NS ? ns : SLICE_NS)};
+    nanosleep(&length, NULL); /* a signal ends it early: the caller asks again */
+}
+
+/* Until the share has room, and not too much is under way. Returns the tokens taken. */
+static uint64_t wait_for_share(unsigned gpu, uint64_t key)
+{
+    const uint64_t since = vgw_now_ns();
+    uint64_t poll = POLL_NS, looked = since, tokens;
+    bool waited = false;
+    for (;;) {
+        const uint32_t share = vgw_bucket_share(gpu); /* live */
+        const bool room = vgw_measure_room(gpu);
+        tokens = vgw_bucket_tokens(gpu, vgw_measure_estimate(key));
+        const uint64_t wait = !room && share < 100 ? poll : vgw_bucket_take(gpu, tokens, share);
+        if (wait == 0 || share == 100)
+            break;
+        waited = true;
+        sleep_ns(wait);
+        if (!room && poll < POLL_MAX)
+            poll *= 2;
+        const uint64_t now = vgw_now_ns();
+        if (now - looked < REAP_NS)
+            continue;
+        looked = now;
+        vgw_reap();
+    }
+    if (waited)
+        vgw_bucket_waited(gpu, vgw_now_ns() - since);
+    return tokens;
+}
+
+/* limited: false if the driver's function is all there is to do. */
+static void begin(struct vgw_launch *launch, uint64_t key, CUstream stream)
+{
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    struct vgw_place place;
+    launch->limited = false;
+    if (vgw_place_here(&place) != CUDA_SUCCESS || vgw_bucket_share(place.gpu) == 100)
+        return;
+    if (vgw_driver.cuStreamIsCapturing != NULL &&
+        (vgw_driver.cuStreamIsCapturing(stream, &status) != CUDA_SUCCESS || status != CU_STREAM_CAPTURE_STATUS_NONE))
+        return; /* captured: the graph's launch is charged */
+    *launch = (struct vgw_launch){place.context, stream, (key ^ place.gpu) | 1, 0, place.gpu, true};
+    launch->tokens = wait_for_share(place.gpu, launch->key);
+    vgw_measure_begin(launch);
+}
+
+static CUresult end(const struct vgw_launch *launch, CUresult result)
+{
+    if (launch->limited)
+        vgw_measure_end(launch, result);
+    return result;
+}
+
+/* Equal functions with about the same number of threads cost about the same. */
+static uint64_t key_of(const void *what, uint64_t threads)
+{
+    const uint64_t size = threads == 0 ? 0 : 64u - (uint64_t)__builtin_clzll(threads);
+    return (uint64_t)(uintptr_t)what * 0x9e3779b97f4a7c15u + (size << 1);
+}
+
+/* The stream that a function's stream argument means. */
+static CUstream meant(CUstream stream, bool of_thread)
+{
+    return stream == NULL && of_thread ? CU_STREAM_PER_THREAD : stream;
+}
+
+#define IS(function) ((const void *)real == vgw_real(VGW_AT_##function))
+
+CUresult vgw_launch_kernel(vgw_fn_launch_kernel *real, CUfunction f, unsigned int gridDimX, unsigned int gridDimY,
+                           unsigned int gridDimZ, unsigned int blockDimX, unsigned int blockDimY,
+                           unsigned int blockDimZ, unsigned int sharedMemBytes, CUstream hStream, void **kernelParams,
+                           void **extra)
+{
+    struct vgw_launch launch;
+    if (__builtin_expect(no_limit(), true))
+        return real(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes, hStream,
+                    kernelParams, extra);
+    const uint64_t threads = (uint64_t)gridDimX * gridDimY * gridDimZ * blockDimX * blockDimY * blockDimZ;
+    begin(&launch, key_of(f, threads), meant(hStream, IS(cuLaunchKernel_ptsz)));
+    return end(&launch, real(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes, hStream,
+                             kernelParams, extra));
+}
+
+CUresult vgw_launch_cooperative(vgw_fn_launch_cooperative *real, CUfunction f, unsigned int gridDimX,
+                                unsigned int gridDimY, unsigned int gridDimZ, unsigned int blockDimX,
+                                unsigned int blockDimY, unsigned int blockDimZ, unsigned int sharedMemBytes,
+                                CUstream hStream, void **kernelParams)
+{
+    struct vgw_launch launch;
+    if (__builtin_expect(no_limit(), true))
+        return real(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes, hStream,
+                    kernelParams);
+    const uint64_t threads = (uint64_t)gridDimX * gridDimY * gridDimZ * blockDimX * blockDimY * blockDimZ;
+    begin(&launch, key_of(f, threads), meant(hStream, IS(cuLaunchCooperativeKernel_ptsz)));
+    return end(&launch, real(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes, hStream,
+                             kernelParams));
+}
+
+CUresult vgw_launch_kernel_ex(vgw_fn_launch_kernel_ex *real, const CUlaunchConfig *config, CUfunction f,
+                              void **kernelParams, void **extra)
+{
+    struct vgw_launch launch;
+    if (__builtin_expect(no_limit(), true) || config == NULL)
+        return real(config, f, kernelParams, extra);
+    const uint64_t blocks = (uint64_t)config->gridDimX * config->gridDimY * config->gridDimZ;
+    const uint64_t threads = blocks * config->blockDimX * config->blockDimY * config->blockDimZ;
+    begin(&launch, key_of(f, threads), meant(config->hStream, IS(cuLaunchKernelEx_ptsz)));
+    return end(&launch, real(config, f, kernelParams, extra));
+}
+
+CUresult vgw_launch_old(vgw_fn_launch_old *real, CUfunction f)
+{
+    struct vgw_launch launch;
+    if (no_limit())
+        return real(f);
+    begin(&launch, key_of(f, 0), NULL);
+    return end(&launch, real(f));
+}
+
+CUresult vgw_launch_grid(vgw_fn_launch_grid *real, CUfunction f, int grid_width, int grid_height)
+{
+    struct vgw_launch launch;
+    if (no_limit())
+        return real(f, grid_width, grid_height);
+    begin(&launch, key_of(f, (uint64_t)grid_width * (uint64_t)grid_height), NULL);
+    return end(&launch, real(f, grid_width, grid_height));
+}
+
+CUresult vgw_launch_grid_async(vgw_fn_launch_grid_async *real, CUfunction f, int grid_width, int grid_height,
+                               CUstream hStream)
+{
+    struct vgw_launch launch;
+    if (no_limit())
+        return real(f, grid_width, grid_height, hStream);
+    begin(&launch, key_of(f, (uint64_t)grid_width * (uint64_t)grid_height), hStream);
+    return end(&launch, real(f, grid_width, grid_height, hStream));
+}
+
+/* Its kernels run on several GPUs at once, and wait for one another: their time cannot be told apart. CUDA has called it
+ * deprecated since 11.3. */
+CUresult vgw_launch_multi_device(vgw_fn_launch_multi_device *real, CUDA_LAUNCH_PARAMS *launchParamsList,
+                                 unsigned int numDevices, unsigned int flags)
+{
+    return no_limit() ? real(launchParamsList, numDevices, flags) : vgw_refuse();
+}
+
+CUresult vgw_graph_launch(vgw_fn_graph_launch *real, CUgraphExec hGraphExec, CUstream hStream)
+{
+    struct vgw_launch launch;
+    if (__builtin_expect(no_limit(), true))
+        return real(hGraphExec, hStream);
+    begin(&launch, key_of(hGraphExec, 0), meant(hStream, IS(cuGraphLaunch_ptsz)));
+    return end(&launch, real(hGraphExec, hStream));
+}

@@ -1,0 +1,109 @@
+"""The compute share holds, by the simulated GPU's own count of who ran for how long, which the wrapper does not see.
+
+With kernels that are long against what a busy machine takes to wake a program up: else the program, and not the share,
+is what keeps the GPU idle.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from libcuda_wrap.sim import create
+from tests.libcuda_wrap.wrapped import GIB, Box, part
+
+WINDOW_S = 2.0
+SETTLE_S = 0.3  # what a container has saved up, and what the first launches teach
+
+
+def percent(box: Box, seconds: float = WINDOW_S) -> float:
+    """Of GPU 0's time that was used, by whomever."""
+    before, start = create.read_state(box.folder / "sim").gpus[0].busy_ns, time.monotonic_ns()
+    time.sleep(seconds)
+    after, end = create.read_state(box.folder / "sim").gpus[0].busy_ns, time.monotonic_ns()
+    return 100 * (after - before) / (end - start)
+
+
+@pytest.mark.parametrize(
+    ("kind", "us", "share"),
+    [("flood", 10, 30), ("flood", 1000, 50), ("flood", 15000, 30), ("sync", 20000, 30), ("sync", 20000, 50),
+     ("graph", 1000, 30), ("streams", 500, 50)],
+)  # fmt: skip
+def test_the_share_holds(plain_box: Box, kind: str, us: int, share: int) -> None:
+    plain_box.fresh(part(0, GIB, share))
+    plain_box.share(kind, us)
+    time.sleep(SETTLE_S)
+    assert percent(plain_box) == pytest.approx(share, abs=2)
+
+
+def test_kernels_of_half_a_second_are_paid_back(plain_box: Box) -> None:
+    plain_box.fresh(part(0, GIB, 50))
+    plain_box.share("flood", 500_000)
+    time.sleep(0.6)
+    assert percent(plain_box, 4.0) == pytest.approx(50, abs=2)
+
+
+def test_eight_processes_share_one_share(plain_box: Box) -> None:
+    plain_box.fresh(part(0, GIB, 30))
+    for _ in range(8):
+        plain_box.share("flood", 1000)
+    time.sleep(SETTLE_S)
+    assert percent(plain_box) == pytest.approx(30, abs=2)
+
+
+def test_a_hundred_percent_is_left_alone(plain_box: Box) -> None:
+    plain_box.fresh(part(0, GIB, 100))
+    plain_box.share("sync", 20000)
+    assert percent(plain_box, 1.0) > 90
+    gpu = plain_box.usage().gpus[0]
+    assert (gpu.launches, gpu.throttled_ns, sum(gpu.waits)) == (0, 0, 0)
+
+
+def test_a_new_share_is_in_force_at_once(plain_box: Box) -> None:
+    plain_box.fresh(part(0, GIB, 20))
+    plain_box.share("flood", 1000)
+    time.sleep(SETTLE_S)
+    plain_box.set_cores(70)
+    time.sleep(0.1)
+    assert percent(plain_box) == pytest.approx(70, abs=2)
+    plain_box.set_cores(100)
+    time.sleep(0.1)
+    assert percent(plain_box, 0.5) > 95
+
+
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL], ids=["stopped", "killed"])
+def test_who_is_stopped_or_killed_takes_nothing_along(plain_box: Box, how: signal.Signals) -> None:
+    plain_box.fresh(part(0, GIB, 50))
+    plain_box.share("flood", 1000)
+    until = time.monotonic() + 1.5
+    while time.monotonic() < until:
+        other = plain_box.share("flood", 3000)
+        time.sleep(0.05)
+        other.send_signal(how)
+    time.sleep(SETTLE_S)
+    assert percent(plain_box) == pytest.approx(50, abs=2)
+
+
+def test_what_waited_is_told(plain_box: Box) -> None:
+    """By the program's own clock: its launches take no time but what they wait."""
+    plain_box.fresh(part(0, GIB, 40))
+    process = plain_box.share("burst", 1000)
+    assert process.stdout
+    spent = sum(int(process.stdout.readline()) for _ in range(30))
+    gpu = plain_box.usage().gpus[0]
+    process.send_signal(signal.SIGSTOP)
+    assert gpu.throttled_ns == pytest.approx(spent, rel=0.05, abs=100_000_000)
+    assert gpu.launches > 500
+    assert gpu.busy_ns > 0
+
+
+def test_the_wrappers_own_measure_is_the_gpus(plain_box: Box) -> None:
+    plain_box.fresh(part(0, GIB, 50))
+    plain_box.share("flood", 1000)
+    time.sleep(1.5)
+    measured, real = plain_box.usage().gpus[0].busy_ns, create.read_state(plain_box.folder / "sim").gpus[0].busy_ns
+    assert measured == pytest.approx(real, rel=0.05)
+    (process,) = plain_box.usage().processes
+    assert process.busy_ns[0] == pytest.approx(measured, rel=0.05)
