@@ -108,8 +108,16 @@ def constants() -> dict[str, int]:
 def read_quota(path: Path) -> tuple[GpuQuota, ...]:
     """The GPUs of a quota file, in its order. Raises HostError (VGPU-HOST-009) for a file of another version."""
     quota = _struct(path, "quota", path.read_bytes() if path.exists() else b"")
+    if not 0 < quota.gpu_count <= constants()["VGW_MAX_GPUS"]:
+        raise _bad(path, f"{quota.gpu_count} GPUs, 1 to {constants()['VGW_MAX_GPUS']} expected")
     return tuple(
-        GpuQuota(ffi().string(gpu.uuid).decode(), gpu.memory_bytes, gpu.cores_percent, gpu.flags, gpu.priority)
+        GpuQuota(
+            ffi().string(gpu.uuid).decode(errors="backslashreplace"),
+            gpu.memory_bytes,
+            gpu.cores_percent,
+            gpu.flags,
+            gpu.priority,
+        )
         for gpu in quota.gpus[0 : quota.gpu_count]
     )
 

@@ -123,7 +123,7 @@ static void *map_page(int fd, int flags, int advice)
 static int acquire(void)
 {
     if (own == NULL)
-        own = map_page(-1, MAP_PRIVATE | MAP_ANONYMOUS, MADV_WIPEONFORK);
+        __atomic_store_n(&own, map_page(-1, MAP_PRIVATE | MAP_ANONYMOUS, MADV_WIPEONFORK), __ATOMIC_RELEASE);
     const int fd = open(VGW_BOX "/usage", O_RDWR | O_CLOEXEC);
     if (fd < 0)
         return -1;

@@ -1,16 +1,12 @@
-"""NVIDIA's own driver libraries, from Debian's non-free archive, unpacked below build/ and never installed or loaded.
-
-The archive's address is the one that this machine's apt has for Debian; apt checks what it downloads.
-"""
+"""NVIDIA's own driver libraries, from Debian's non-free archive: read by tests, never installed or loaded."""
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
-DRIVERS = Path(__file__).resolve().parents[2] / "build" / "known-drivers"
-KEY = "/usr/share/keyrings/debian-archive-keyring.gpg"
-# driver branch -> suite, and what stands between "lib" and "cuda1" or "ml1" in the packages' names
+from tests.harness import debian
+
+# driver branch -> suite, and what stands between "lib" and the end of the packages' names
 PACKAGES = {
     470: ("bookworm", ("nvidia-tesla-470-cuda1", "nvidia-tesla-470-ml1")),
     525: ("bookworm", ("nvidia-tesla-cuda1", "nvidia-tesla-ml1")),
@@ -20,66 +16,11 @@ PACKAGES = {
 }
 
 
-class NotOffered(Exception):
-    """The archive cannot be reached, or no longer has that driver; the text says which."""
-
-
 def libraries(branch: int) -> tuple[Path, ...]:
-    """libcuda and libnvidia-ml of that driver, downloaded at the first call (4 MB). Raises NotOffered."""
-    folder = DRIVERS / str(branch)
+    """libcuda and libnvidia-ml of that driver, downloaded at the first call (4 MB). Raises debian.NotOffered."""
+    folder = debian.DEBIAN / f"driver-{branch}"
     if not folder.exists():
-        _fetch(branch, folder)
+        suite, packages = PACKAGES[branch]
+        debian.unpack(suite, "non-free", tuple(f"lib{name}" for name in packages), folder)
     found = [path for path in sorted(folder.rglob("lib*.so.*")) if path.is_file() and not path.is_symlink()]
     return tuple(path for path in found if path.name.startswith(("libcuda.so", "libnvidia-ml.so")))
-
-
-def archive() -> str:
-    """The address from which this machine gets Debian. Raises NotOffered on one that does not."""
-    command = ["apt-get", "indextargets", "--format", "$(ORIGIN) $(REPO_URI)", "Created-By: Packages"]
-    try:
-        said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise NotOffered(f"apt does not say where it gets packages from: {error}") from None
-    found = [line.split()[1] for line in said.splitlines() if line.startswith("Debian ") and "security" not in line]
-    if not found:
-        raise NotOffered("apt has no Debian archive on this machine")
-    return found[0]
-
-
-def apt(suite: str, section: str) -> list[str]:
-    """apt-get for one suite, with lists and settings of its own. Raises NotOffered if the archive lacks the suite."""
-    folder = DRIVERS / f"apt-{suite}-{section}"
-    for name in ("lists/partial", "cache/archives/partial"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / "sources.list").write_text(f"deb [signed-by={KEY}] {archive()} {suite} {section}\n")
-    options = {
-        "Dir::Etc::SourceList": folder / "sources.list", "Dir::Etc::SourceParts": "/dev/null",
-        "Dir::State::Lists": folder / "lists", "Dir::Cache": folder / "cache", "APT::Sandbox::User": "root",
-    }  # fmt: skip
-    command = ["apt-get", "-q", *(part for name, value in options.items() for part in ("-o", f"{name}={value}"))]
-    if not any((folder / "lists").glob("*Packages*")):
-        _run([*command, "update"], f"Debian {suite} {section}")
-    return command
-
-
-def unpack(suite: str, section: str, packages: tuple[str, ...], folder: Path) -> None:
-    """Packages of a suite as a tree in `folder`; none of their scripts run. Raises NotOffered."""
-    partial = folder.with_name(f".{folder.name}")
-    partial.mkdir(parents=True, exist_ok=True)
-    _run([*apt(suite, section), "download", *packages], f"{' '.join(packages)} of Debian {suite}", partial)
-    for package in sorted(partial.glob("*.deb")):
-        _run(["dpkg", "-x", str(package), str(partial)], package.name)
-        package.unlink()
-    partial.rename(folder)
-
-
-def _fetch(branch: int, folder: Path) -> None:
-    suite, packages = PACKAGES[branch]
-    unpack(suite, "non-free", tuple(f"lib{name}" for name in packages), folder)
-
-
-def _run(command: list[str], what: str, folder: Path | None = None) -> None:
-    try:
-        subprocess.run(command, check=True, capture_output=True, timeout=110, cwd=folder)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise NotOffered(f"{what}: {error}") from None

@@ -10,7 +10,7 @@ import pytest
 from libcuda_wrap import coverage
 from libcuda_wrap.gen import __main__ as gen
 from oci_hook.errors import HostError
-from tests.harness import drivers
+from tests.harness import debian, drivers
 from tests.libcuda_wrap.wrapped import Box
 
 
@@ -19,7 +19,7 @@ def test_the_lists_are_what_the_drivers_export(branch: int) -> None:
     """By nm, so that our own reader of ELF files is held against another."""
     try:
         libraries = drivers.libraries(branch)
-    except drivers.NotOffered as missing:
+    except debian.NotOffered as missing:
         pytest.skip(str(missing))
     assert [path.name.split(".so")[0] for path in libraries] == ["libcuda", "libnvidia-ml"]
     names: set[str] = set()

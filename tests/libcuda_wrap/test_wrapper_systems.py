@@ -1,0 +1,153 @@
+"""The wrapper as it ships loads and enforces on old, current and coming systems, with a loader alone, and on arm64."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from libcuda_wrap import build
+from libcuda_wrap.sim import build as sim_build
+from libcuda_wrap.sim import create
+from libcuda_wrap.toolchain import PACKAGE, Toolchain
+from oci_hook import quota_file
+from tests.harness import debian, rootfs
+from tests.libcuda_wrap.wrapped import C_TESTS, GIB, part
+
+ROOT = Path(__file__).parents[2]
+BOX = "usr/lib/vgpu"
+QUOTA = 3 * GIB
+SUITES = ("bullseye", "bookworm", "trixie", "sid")
+NEWEST_GLIBC = (2, 17)
+BUILT = ("build/wrapper/libcuda.so.1", "build/sim/libcuda.so.1", "build/fixtures/cuda_client")
+
+
+@pytest.fixture(scope="session")
+def arm64(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """wrapper/, sim/ and the client, built for arm64."""
+    out, tools = tmp_path_factory.mktemp("arm64"), Toolchain(arch="aarch64")
+    for library in (build.CUDA, build.NVML):
+        build.wrapper(library, out / "wrapper", tools)
+    sim_build.build(out / "sim", tools)
+    tools.program([ROOT / "tests/fixtures/cuda_client.c"], out / "cuda_client", flags=["-ldl"])
+    return out
+
+
+def unpacked(suite: str, packages: Sequence[str], name: str) -> Path:
+    """Packages of a suite's main section, kept below build/; a skip that says so where they cannot be had."""
+    folder = debian.DEBIAN / name
+    try:
+        if not folder.exists():
+            debian.unpack(suite, "main", tuple(packages), folder)
+    except debian.NotOffered as missing:
+        pytest.skip(str(missing))
+    return folder
+
+
+def furnish(root: Path, libraries: Path, wrapper: Path, sim: Path, client: Path) -> None:
+    """What the hook mounts, and what the container's program brings. libraries: the loader's folder in `root`."""
+    box = root / BOX
+    box.mkdir(parents=True)
+    for source, target in (("libcuda.so", "libvgpu-driver.so"), ("libnvidia-ml.so", "libvgpu-nvml.so")):
+        shutil.copy(sim / f"{source}.{create.DRIVER_VERSION}", box / target)
+    (box / "quota").write_bytes(quota_file.quota("c0ffee", [part(0, QUOTA)], burst="hard", priority="normal"))
+    (box / "usage").write_bytes(quota_file.usage_header().ljust(quota_file.USAGE_BYTES, b"\0"))
+    for name in ("libcuda.so.1", "libnvidia-ml.so.1"):
+        shutil.copy(wrapper / name, libraries / name)
+    shutil.copy(client, root / "cuda_client")
+    create.create(root / "dev/vgpu-sim", 1, 80 * GIB)
+
+
+def enforces(command: Sequence[str | Path], environment: dict[str, str] | None = None) -> None:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done
+    assert f"{QUOTA} bytes of memory" in done.stdout and f"took {QUOTA} bytes" in done.stdout
+    assert "one byte more: CUDA_ERROR_OUT_OF_MEMORY" in done.stdout
+
+
+@pytest.fixture
+def built(needs_root: None) -> Path:
+    missing = [name for name in BUILT if not (ROOT / name).exists()]
+    if missing:
+        pytest.skip(f"run `make build` first: {', '.join(missing)}")
+    return ROOT / "build"
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_it_enforces_on_every_debian(built: Path, tmp_path: Path, suite: str) -> None:
+    """Roots of that suite's glibc alone: what else an image has does not matter."""
+    root = tmp_path / "root"
+    shutil.copytree(unpacked(suite, ["libc6"], f"libc6-{suite}"), root, symlinks=True)
+    for name in ("lib", "lib64"):
+        if not (root / name).exists():  # suites whose packages count on a merged /usr
+            (root / name).symlink_to(f"usr/{name}")
+    furnish(root, (root / "lib" / rootfs.MULTIARCH), built / "wrapper", built / "sim", built / "fixtures/cuda_client")
+    enforces(["/usr/sbin/chroot", root, "/cuda_client", "fill"])
+
+
+def test_it_enforces_where_there_is_nothing_but_the_loader_and_glibc(built: Path, tmp_path: Path) -> None:
+    """As in distroless images: no shell, no ld.so.cache, no /etc, no /proc, no /tmp."""
+    root = tmp_path / "root"
+    libraries = root / rootfs.LIBDIR
+    libraries.mkdir(parents=True)
+    (root / "lib64").mkdir()
+    for name in rootfs.GLIBC:
+        shutil.copy(Path("/usr/lib", rootfs.MULTIARCH, name).resolve(), libraries / name)
+    loader = "ld-linux-x86-64.so.2"
+    shutil.copy(Path("/lib64", loader).resolve(), root / "lib64" / loader)
+    furnish(root, libraries, built / "wrapper", built / "sim", built / "fixtures/cuda_client")
+    enforces(["/usr/sbin/chroot", root, "/cuda_client", "fill"])
+
+
+def emulator() -> str:
+    found = shutil.which("qemu-aarch64")
+    if found is None:
+        pytest.skip("no qemu-aarch64: apt-get install qemu-user")
+    return found
+
+
+def arm64_system() -> Path:
+    return unpacked("bookworm", ["libc6-arm64-cross"], "libc6-arm64") / "usr/aarch64-linux-gnu"
+
+
+def test_it_loads_and_fails_closed_on_arm64(arm64: Path, tmp_path: Path) -> None:
+    """Wrapper, driver and client load, and find each other; without a quota nothing is begun. More cannot be emulated
+    here: the simulated driver reserves 16 TiB of addresses, of which the emulator keeps a table in memory."""
+    root = tmp_path / "root"
+    shutil.copytree(arm64_system(), root, symlinks=True)
+    furnish(root, root / "lib", arm64 / "wrapper", arm64 / "sim", arm64 / "cuda_client")
+    shutil.rmtree(root / BOX)  # the emulator looks for it below `root` first; the driver is beside the wrapper, then
+    shutil.copy(arm64 / "sim" / f"libcuda.so.{create.DRIVER_VERSION}", root / "lib/libvgpu-driver.so")
+    command = [emulator(), "-L", root, root / "cuda_client", "info"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "cuInit: CUDA_ERROR_SYSTEM_NOT_READY (802)" in done.stderr, done
+
+
+def test_the_ledger_model_on_arm64(tmp_path: Path) -> None:
+    """Of weakly ordered memory the emulator says nothing: this is about the swap of 16 bytes, and alignment."""
+    model = tmp_path / "model"
+    flags = ["-D_GNU_SOURCE", "-Wno-missing-prototypes", f"-I{PACKAGE / 'src'}", f"-I{PACKAGE / 'include'}"]
+    Toolchain(arch="aarch64").program([C_TESTS / "ledger_model.c"], model, flags=flags)
+    command = [emulator(), "-L", arm64_system(), model, "1", "300"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.stdout == "ok 300\n", done
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_no_symbol_version_above_glibc_2_17(request: pytest.FixtureRequest, plain_wrapper: Path, machine: str) -> None:
+    folder = plain_wrapper if machine == "x86_64" else request.getfixturevalue("arm64") / "wrapper"
+    for name in ("libcuda.so.1", "libnvidia-ml.so.1"):
+        command = ["readelf", "-h", "-V", folder / name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert {"x86_64": "X86-64", "aarch64": "AArch64"}[machine] in said
+        versions = {tuple(map(int, found.split("."))) for found in re.findall(r"GLIBC_([\d.]+)", said)}
+        assert versions and max(versions) <= NEWEST_GLIBC
+
+
+@pytest.fixture
+def plain_wrapper(built: Path) -> Path:
+    return built / "wrapper"
