@@ -38,13 +38,18 @@ _FLOCK = struct.Struct("@hhqqi4x")
 
 @dataclass(frozen=True)
 class SimProcess:
-    """A live process with a context or memory on a GPU. pid: in its own pid namespace, whose inode is pid_namespace."""
+    """A live process with a context or memory on a GPU. pid: in its own pid namespace, whose inode is pid_namespace.
+
+    start_ns: CLOCK_MONOTONIC when it took its slot. A pid may be there twice for a moment, after an exec: while a slot
+    is cleared, whoever does that has its lock.
+    """
 
     pid: int
     pid_namespace: int
     memory_bytes: int
     contexts: int
     busy_ns: int
+    start_ns: int
 
 
 @dataclass(frozen=True)
@@ -223,10 +228,10 @@ def read_state(folder: Path) -> SimState:
         processes = []
         for slot in live:
             at = SLOTS_AT + slot * SLOT_BYTES
-            pid, namespace, _ = SLOT.unpack_from(data, at)
+            pid, namespace, start = SLOT.unpack_from(data, at)
             used, busy, contexts = SLOT_GPU.unpack_from(data, at + SLOT.size + index * SLOT_GPU.size)
             if used or contexts:
-                processes.append(SimProcess(pid, namespace, used, contexts, busy))
+                processes.append(SimProcess(pid, namespace, used, contexts, busy, start))
         identity, name, pci, memory, _, _, busy, _, lost, minor, _ = fields
         held = sum(process.memory_bytes for process in processes)
         gpus.append(
