@@ -41,7 +41,8 @@ _FLOCK = struct.Struct("@hhqqi4x")
 class SimProcess:
     """A live process with a context or memory on a GPU. pid: in its own pid namespace, whose inode is pid_namespace.
 
-    busy_ns: kernel time that it has had.
+    busy_ns: kernel time that it has had. start_ns: CLOCK_MONOTONIC when it took its slot. A pid may be there twice for a moment, after an exec: while a slot
+    is cleared, whoever does that has its lock.
     """
 
     pid: int
@@ -49,6 +50,7 @@ class SimProcess:
     memory_bytes: int
     contexts: int
     busy_ns: int
+    start_ns: int
 
 
 @dataclass(frozen=True)
@@ -236,9 +238,9 @@ def _gpu(data: bytes, index: int, live: list[int]) -> SimGpu:
     now = _clock(real, virtual, time.monotonic_ns(), [each[3] for _, each in found.values()])
     processes = []
     for slot in live:
-        (pid, namespace, _), (held, busy, contexts, end) = found[slot]
+        (pid, namespace, start), (held, busy, contexts, end) = found[slot]
         if held or contexts:
-            processes.append(SimProcess(pid, namespace, held, contexts, busy - max(0, end - now)))
+            processes.append(SimProcess(pid, namespace, held, contexts, busy - max(0, end - now), start))
     return SimGpu(
         index=index,
         uuid=_text(identity),

@@ -22,7 +22,7 @@ from libcuda_wrap.toolchain import PACKAGE, Toolchain
 from tests.libcuda_wrap.wrapped import C_TESTS, Box
 
 WORDS = 1024
-STILL = 1 << 63
+STILL, EXECING = 1 << 63, 1 << 62
 
 
 def build(folder: Path, sim: Path) -> Path:
@@ -35,7 +35,7 @@ def build(folder: Path, sim: Path) -> Path:
 @dataclass
 class Seen:
     """What a storm has shown. most_bytes: per GPU, of living processes, as the driver counts. left_by_the_dead: how
-    often the driver still counted a dead process, for the sake of a child just forked.
+    often the driver still counted one that had ended.
     """
 
     samples: int = 0
@@ -99,9 +99,12 @@ class Storm:
 
     def _look_at_the_driver(self) -> None:
         usage, living = self.box.usage(), {pid for pid, _ in self._members()}
+        living -= {process.pid for number, process in enumerate(self.running) if self.count(number) & EXECING}
         for number, gpu in enumerate(create.read_state(self.box.folder / "sim").gpus):
-            held = sum(process.memory_bytes for process in gpu.processes if process.pid in living)
-            # a child that has not yet run its fork handlers has its dead parent's descriptors, and so keeps its slot
+            # a child that has not yet run its fork handlers has its dead parent's descriptors, and so its slot's lock;
+            # so has, for a moment, whoever clears a slot whose owner is dead, or has become another program
+            newest = {process.pid: process for process in sorted(gpu.processes, key=lambda process: process.start_ns)}
+            held = sum(process.memory_bytes for process in newest.values() if process.pid in living)
             self.seen.left_by_the_dead += gpu.used_bytes != held
             self.seen.most_bytes[number] = max(self.seen.most_bytes[number], held)
             charged = usage.gpus[number].used_bytes
@@ -158,7 +161,7 @@ class Storm:
             time.sleep(0.1)
             waiting = [number for number in waiting if not self.count(number) & STILL]
         assert not waiting, f"{waiting} do not come to an end"
-        self.seen.operations = sum(self.count(number) & ~STILL for number in range(self._processes))
+        self.seen.operations = sum(self.count(number) & ~(STILL | EXECING) for number in range(self._processes))
         ledger = {process.pid: process.held_bytes[:2] for process in self.box.usage().processes if process.alive}
         truth: dict[int, list[int]] = {process.pid: [0, 0] for process in self.running}
         for number, gpu in enumerate(create.read_state(self.box.folder / "sim").gpus):

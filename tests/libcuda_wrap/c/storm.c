@@ -27,7 +27,8 @@ CUresult cuCtxSetCurrent(CUcontext context);
 
 enum { GPUS = 2, HELD = 32, WORDS = 1024, CHILD_OPERATIONS = 200 };
 
-#define STILL (1ull << 63)
+#define STILL   (1ull << 63)
+#define EXECING (1ull << 62) /* about to exec, or not yet initialised after that: it holds nothing */
 
 static struct held {
     CUdeviceptr pointer;
@@ -105,12 +106,15 @@ static int run(char **arguments)
     const int file = open(arguments[4], O_RDWR | O_CLOEXEC);
     uint64_t *counts = mmap(NULL, WORDS * sizeof *counts, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     uint64_t *count = counts + atoi(arguments[5]);
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that is cut off leaves nothing running */
     if (counts == MAP_FAILED || !start())
         return 1;
+    __atomic_fetch_and(count, ~EXECING, __ATOMIC_RELEASE);
     while (__atomic_load_n(&counts[WORDS - 1], __ATOMIC_RELAXED) == 0) {
         const unsigned luck = dice(&state) % 4096;
         if (luck == 0) {
             char seed[16];
+            __atomic_fetch_or(count, EXECING, __ATOMIC_RELEASE);
             snprintf(seed, sizeof seed, "%u", state % 1000000u);
             execl("/proc/self/exe", arguments[0], "run", seed, arguments[3], arguments[4], arguments[5], (char *)NULL);
         } else if (luck < 4) {
