@@ -8,12 +8,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from oci_hook import ledger
 from tests.libcuda_wrap.wrapped import MIB, OK, OUT_OF_MEMORY, Box, Client
 from tests.vgpu.monitor.conftest import Start
 from tests.vgpu.monitor.host import GIB, Host
 from vgpu.monitor import status
 
+pytestmark = pytest.mark.timeout(400)  # the first test builds wrapper and driver
 _FAST = ("monitor", "--interval", "0.1", "--history", "1MiB")
 _ROUNDS = (*_FAST, "--rounds")
 
