@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from oci_hook import ledger
-from tests.libcuda_wrap.wrapped import MIB, OK, OUT_OF_MEMORY, Box, Client
+from oci_hook import ledger, quota_file
+from tests.libcuda_wrap.wrapped import MIB, OK, OUT_OF_MEMORY, Box, Client, part
 from tests.vgpu.monitor.conftest import Start
 from tests.vgpu.monitor.host import GIB, Host
 from vgpu.monitor import status
@@ -32,6 +32,14 @@ def watched(host: Host, findings: int) -> Iterator[list[str]]:
         yield said
         monitor.terminate()
         said += monitor.communicate(timeout=30)[1].splitlines()
+
+
+def init_of(host: Host) -> int:
+    """The host's pid of the container's first process."""
+    found = ledger.read(str(host.state), b"job".hex().ljust(64, "0"))
+    assert found
+    assert found.init
+    return found.init.pid
 
 
 def test_memory_and_refusals_are_seen_by_both_accounts(simulated: Host, start: Start) -> None:
@@ -67,11 +75,8 @@ def test_a_process_that_opens_the_driver_itself_in_a_wrapped_container_is_notice
 ) -> None:
     client = start()
     assert client.ask(f"alloc linear 0 {GIB}")[0] == OK
-    init = ledger.read(str(simulated.state), b"job".hex().ljust(64, "0"))
-    assert init
-    assert init.init
     beside = subprocess.Popen(
-        ["nsenter", "--target", str(init.init.pid), "--mount", str(built_box.folder / "client")],
+        ["nsenter", "--target", str(init_of(simulated)), "--mount", str(built_box.folder / "client")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**built_box.environment(), "LD_LIBRARY_PATH": str(simulated.prefix / "lib/vgpu/sim")},
     )  # fmt: skip
@@ -87,3 +92,25 @@ def test_a_process_that_opens_the_driver_itself_in_a_wrapped_container_is_notice
         beside.communicate(timeout=20)
     done = simulated.vgpu(*_ROUNDS, "2")
     assert done.stderr == ""  # a new monitor starts without suspicions
+
+
+def test_a_program_held_by_its_share_is_told_so(simulated: Host, start: Start, built_box: Box) -> None:
+    """It asks for all of the GPU's time and has 30 %."""
+    start()
+    built_box.write("quota", quota_file.quota("c0ffee", [part(0, 8 * GIB, 30)], burst="hard", priority="normal"))
+    inside = ["nsenter", "--target", str(init_of(simulated)), "--mount"]
+    flood = subprocess.Popen(
+        [*inside, str(built_box.folder / "share"), "flood", "5000"], stdout=subprocess.PIPE, text=True,
+        env=built_box.environment(),
+    )  # fmt: skip
+    try:
+        assert flood.stdout
+        assert flood.stdout.readline() == "ready\n"
+        assert simulated.vgpu(*_ROUNDS, "15", "--interval", "0.4").returncode == 0
+        (found,) = json.loads(simulated.vgpu("explain", "job", "--json").stdout)["reports"]
+    finally:
+        flood.kill()
+        flood.communicate(timeout=20)
+    assert (found["verdict"], found["cores_percent"]) == ("quota", 30)
+    assert found["seconds"]["quota"] > found["seconds"]["own"] > 0.2 * found["watched_s"]
+    assert "% of the wait is its 30 % share: " in found["advice"]
