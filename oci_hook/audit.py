@@ -19,8 +19,10 @@ KEPT_FAILURES = 100
 
 
 def append(log_dir: str, event: str, container: str, **facts: Any) -> None:
-    """One line. event: "allocate", "deny", "arm", "resize", "fail", "release" or "reap", and the monitor's "flag" and
-    "unflag"; facts: records, or what JSON has."""
+    """One line. facts: records, or what JSON has.
+
+    event: "allocate", "deny", "arm", "resize", "fail", "release" or "reap"; the monitor's "flag" or "unflag".
+    """
     entry = {"schema": 1, "time_ns": time.time_ns(), "event": event, "id": container[:200], **as_json(facts)}
     try:
         os.makedirs(log_dir, 0o755, exist_ok=True)

@@ -75,8 +75,9 @@ class Host:
         try:
             yield process
         finally:
-            process.terminate()
-            process.communicate(timeout=20)
+            if process.poll() is None:
+                process.terminate()
+                process.communicate(timeout=30)
 
     def simulate(self, driver: Path) -> None:
         """Makes the GPUs. driver: the folder of the simulated driver's libraries."""
