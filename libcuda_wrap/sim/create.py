@@ -41,8 +41,8 @@ _FLOCK = struct.Struct("@hhqqi4x")
 class SimProcess:
     """A live process with a context or memory on a GPU. pid: in its own pid namespace, whose inode is pid_namespace.
 
-    busy_ns: kernel time that it has had. start_ns: CLOCK_MONOTONIC when it took its slot. A pid may be there twice for a moment, after an exec: while a slot
-    is cleared, whoever does that has its lock.
+    busy_ns: kernel time that it has had. start_ns: CLOCK_MONOTONIC when it took its slot. A pid may be there twice for
+    a moment, after an exec: while a slot is cleared, whoever does that has its lock.
     """
 
     pid: int
