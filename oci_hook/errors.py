@@ -17,6 +17,8 @@ CODES: dict[str, str] = {
     # placement: well formed, but not on this host, or not now
     "VGPU-PLC-001": "no GPU has room for the request",
     "VGPU-PLC-002": "a GPU that this host does not have",
+    "VGPU-PLC-003": "a placement policy that the admin has not set up",
+    "VGPU-PLC-004": "a reservation that does not exist or has expired",
     # resizing a container that runs
     "VGPU-SET-001": "a name that no container with a slice has, or several",
     "VGPU-SET-002": "a quota below what is in use",
