@@ -74,14 +74,13 @@ def place(
     """
     how = request.policy or policy.placement
     weights = _weights(how, policy, len(request.asks))
-    rooms = _rooms(gpus, given, request, policy, host)
+    rooms = rooms_for(request, gpus, given, policy, host)
     named = [_find(device, gpus) for device in request.devices]
     rows = []
     for number, ask in enumerate(request.asks):
         wanted = named[number] if named else None
-        rows.append(
-            [Case(request, ask, room, _bytes(ask, room.gpu, policy), wanted, how, policy, host) for room in rooms]
-        )
+        asked = [_bytes(ask, room.gpu, policy) for room in rooms]
+        rows.append([Case(request, ask, *pair, wanted, how, policy, host) for pair in zip(rooms, asked, strict=True)])
     candidates = [[_judge(number, case) for case in row] for number, row in enumerate(rows)]
     if policy.quotas:
         from oci_hook import policies_more
@@ -134,14 +133,10 @@ def refusal(placement: Placement) -> PlacementError:
     )
 
 
-def rooms(gpus: Sequence[Gpu], given: Sequence[Allocation], policy: Policy, host: Host = _NOTHING) -> list[Room]:
-    """What every GPU has left for a container that uses no reservation, by index."""
-    return _rooms(gpus, given, Request(asks=()), policy, host)
-
-
-def _rooms(
-    gpus: Sequence[Gpu], given: Sequence[Allocation], request: Request, policy: Policy, host: Host
+def rooms_for(
+    request: Request, gpus: Sequence[Gpu], given: Sequence[Allocation], policy: Policy, host: Host = _NOTHING
 ) -> list[Room]:
+    """What every GPU has left for this request, by index. Raises PlacementError VGPU-PLC-004."""
     kept: dict[str, tuple[int, int]] = {}
     if host.reservations or request.reservation:
         from oci_hook import policies_more

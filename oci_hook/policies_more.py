@@ -1,4 +1,4 @@
-"""The policies and filters of placement.py that only some hosts use: topology, load, quotas, reservations. Pure as well.
+"""The policies and filters of placement.py that only some hosts use: topology, load, quotas, reservations. Pure too.
 
 Loaded by placement.py when a request or the policy calls for one of them, so that no other start pays for it.
 """

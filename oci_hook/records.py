@@ -78,7 +78,7 @@ class Reservation:
 
 @dataclass(frozen=True)
 class Host:
-    """What placement knows beside the GPUs and the allocations. cordoned, sick: UUID -> why; such a GPU takes nobody new.
+    """What placement knows beside GPUs and allocations. cordoned, sick: UUID -> why; such a GPU takes nobody new.
 
     load: UUID -> share of its time that its containers used or waited for, 0 to 1 and above; for `least-contended`.
     now_ns: Unix time, for what expires.
@@ -131,8 +131,8 @@ class Policy:
 class Gpu:
     """One GPU of the host. health: "ok", or why it must not be used. minor: of /dev/nvidia<minor>.
 
-    numa_node: None where it is not known. links: UUID of another GPU -> how it is reached: "NV" and the number of NVLinks,
-    or PIX, PXB, PHB, NODE, SYS as `nvidia-smi topo` has them.
+    numa_node: None where it is not known. links: UUID of another GPU -> how it is reached: "NV" and the number of
+    NVLinks, or PIX, PXB, PHB, NODE, SYS as `nvidia-smi topo` has them.
     """
 
     index: int

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from oci_hook import fastjson
 from oci_hook.errors import HostError, VgpuError
-from oci_hook.records import Policy
+from oci_hook.records import Policy, Quota
 from oci_hook.values import from_json
-from runtime_config import policy_file
+from runtime_config import policy_file, policy_groups
 from runtime_config.policy_file import compile_policy
 
 RUNC = "runtime: /usr/bin/runc\n"
@@ -27,7 +27,12 @@ driver_root: /run/nvidia/driver
 placement: spread
 burst: soft
 sources: [env, annotation]
-max: {memory: 16GiB, cores: 50, gpus: 2}
+max: {memory: 16GiB, cores: 50, gpus: 2, slices: 3}
+record_labels: [team]
+weighted: {binpack: 0.7, topology: 0.3}
+quotas:
+  - {label: team=a, memory: 40GiB, cores: 100, containers: 4}
+  - {label: team=, containers: 0}
 overcommit:
   memory: 1.5
   cores: 2
@@ -50,6 +55,10 @@ def test_every_setting_arrives() -> None:
         max_memory_bytes=16 << 30,
         max_cores_percent=50,
         max_gpus=2,
+        max_slices=3,
+        record_labels=("team",),
+        weights={"binpack": 0.7, "topology": 0.3},
+        quotas=(Quota("team=a", 40 << 30, 100, 4), Quota("team=", containers=0)),
         overcommit_memory=1.5,
         overcommit_cores=2.0,
         sources=("annotation", "env"),
@@ -60,7 +69,8 @@ def test_every_setting_arrives() -> None:
 
 def test_every_field_of_the_policy_can_be_set_or_is_the_installations() -> None:
     fields = {setting.field for setting in policy_file.SETTINGS.values()}
-    assert fields | {"prefix", "vgpu_command", "schema"} == set(inspect.get_annotations(Policy))
+    fields |= {field for field, _ in policy_groups.GROUPS.values()}
+    assert fields | {"prefix", "vgpu_command", "schema"} == set(inspect.get_annotations(Policy)) - {"NESTED"}
 
 
 def test_what_is_not_there_has_the_policys_default() -> None:
