@@ -7,7 +7,7 @@ number, so their order is the order in which the ledger changed.
 
 from __future__ import annotations
 
-from oci_hook import audit, fastjson, usage_file
+from oci_hook import audit, fastjson
 from oci_hook.records import Allocation, Gpu, Host, Placement, Policy, Process, Request, Slice
 from oci_hook.values import TYPE_CHECKING, as_json, from_json
 
@@ -88,6 +88,8 @@ def tell(log_dir: str, container: str, sequence: int, inputs: dict[str, Any], pl
 
 def ended(policy: Policy, allocation: Allocation, sequence: int, event: str, **facts: Any) -> None:
     """The line of an end: "release", "reap" or "fail". Before the folder goes: its usage file is read."""
+    from oci_hook import usage_file  # most starts end nobody
+
     _, used = usage_file.read(policy.state_dir, allocation)
     audit.append(
         policy.log_dir, event, allocation.id, seq=sequence, name=allocation.name, image=allocation.image,

@@ -75,7 +75,7 @@ def place(
     how = request.policy or policy.placement
     weights = _weights(how, policy, len(request.asks))
     rooms = rooms_for(request, gpus, given, policy, host)
-    named = [_find(device, gpus) for device in request.devices]
+    named = [find(device, gpus) for device in request.devices]
     rows = []
     for number, ask in enumerate(request.asks):
         wanted = named[number] if named else None
@@ -159,7 +159,7 @@ def _room(gpu: Gpu, given: Sequence[Allocation], policy: Policy, kept_bytes: int
     )
 
 
-def _find(device: str, gpus: Sequence[Gpu]) -> str:
+def find(device: str, gpus: Sequence[Gpu]) -> str:
     """The UUID of the GPU that a request names by index or UUID."""
     for gpu in gpus:
         if device in (str(gpu.index), gpu.uuid):
@@ -167,8 +167,8 @@ def _find(device: str, gpus: Sequence[Gpu]) -> str:
     have = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus) or "none"
     raise PlacementError(
         "VGPU-PLC-002",
-        f"vgpu.devices: this host has no GPU {shown(device)}; it has {have}",
-        remedy="name one that `vgpu inventory` shows, or leave vgpu.devices out",
+        f"this host has no GPU {shown(device)}; it has {have}",
+        remedy="name one that `vgpu inventory` shows (vgpu.devices, if it was set, may be left out)",
     )
 
 

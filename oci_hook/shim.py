@@ -155,7 +155,7 @@ def _give(call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: R
             book.add(allocation, mounts, quota, quota_file.usage_header(), quota_file.USAGE_BYTES)
         inputs = decision.pack(asked, have.gpus, others, settings, host)
         decision.tell(settings.log_dir, call.id, book.tick(), inputs, placed, name=docker.name, image=docker.image,
-                      clamped=clamped, simulated=have.simulated)  # fmt: skip
+                      request=asked, clamped=clamped, simulated=have.simulated)  # fmt: skip
     if not placed.slices:
         raise _Refused(placed)
     try:
@@ -166,8 +166,7 @@ def _give(call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: R
     except BaseException:
         _take_back(settings, call.id, "the bundle cannot be edited")
         raise
-    waiting = standby.leave(settings, call.id, mounts, (bundle.root, bundle.env, bundle.cwd))
-    return waiting
+    return standby.leave(settings, call.id, mounts, (bundle.root, bundle.env, bundle.cwd))
 
 
 def _take_back(settings: Policy, container: str, why: str) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import time
 from _struct import Struct
-from _struct import error as StructError  # its only name
 
 from oci_hook import ledger
 from oci_hook.quota_file import USAGE_BYTES, USAGE_MAGIC, USAGE_VERSION
@@ -40,9 +39,12 @@ def read(state_dir: str, allocation: Allocation) -> tuple[int, tuple[Use, ...]]:
         path = f"{ledger.folder(state_dir, allocation.id)}/box/usage"
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            data = os.pread(descriptor, _HEADER_BYTES + _GPU_BYTES * len(allocation.placement.slices), 0)
+            wanted = _HEADER_BYTES + _GPU_BYTES * len(allocation.placement.slices)
+            data = os.pread(descriptor, wanted, 0)
         finally:
             os.close(descriptor)
+        if len(data) < wanted:
+            return 0, ()
         magic, version, size, _, armed_ns = _HEADER.unpack_from(data)
         if (magic, version, size) != (USAGE_MAGIC, USAGE_VERSION, USAGE_BYTES):
             return 0, ()
@@ -51,13 +53,14 @@ def read(state_dir: str, allocation: Allocation) -> tuple[int, tuple[Use, ...]]:
             peak, busy, throttled = _FIGURES.unpack_from(data, _HEADER_BYTES + number * _GPU_BYTES)
             used.append(Use(part.uuid, min(peak, part.memory_bytes), busy, throttled))
         return armed_ns, tuple(used)
-    except (OSError, StructError):
+    except OSError:
         return 0, ()
 
 
 def load(state_dir: str, given: Sequence[Allocation]) -> dict[str, float]:
     """UUID -> share of its time that its containers were busy or waited, each on average since it first used a GPU."""
-    now, shares = time.clock_gettime_ns(time.CLOCK_BOOTTIME), {}
+    now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    shares: dict[str, float] = {}
     for allocation in given:
         armed_ns, used = read(state_dir, allocation)
         for item in used if 0 < armed_ns < now else ():
