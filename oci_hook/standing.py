@@ -45,9 +45,14 @@ def load(policy: Policy) -> Host:
     return host
 
 
+def timed(policy: Policy) -> Host:
+    """`load`, with the time."""
+    return replace(load(policy), now_ns=time.time_ns())
+
+
 def now(policy: Policy, request: Request, given: Sequence[Allocation]) -> Host:
     """`load`, with the time, and with the GPUs' load if a policy in play asks for it."""
-    host = replace(load(policy), now_ns=time.time_ns())
+    host = timed(policy)
     how = request.policy or policy.placement
     if how == "least-contended" or (how == "weighted" and "least-contended" in policy.weights):
         from oci_hook import usage_file

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from libcuda_wrap import bindings
-from oci_hook import audit, decision, inventory, ledger, request, resize
+from oci_hook import audit, decision, inventory, ledger, request, resize, standing
 from oci_hook.errors import RequestError, shown
 from oci_hook.records import Allocation, Policy
 from vgpu import output
@@ -50,7 +50,7 @@ def run(config: str, container: str, asked: resize.Change, *, force: bool, as_js
         before = find(container, entries)
         after = resize.changed(before, asked)
         if resize.grows(before, after):
-            resize.check_room(before, after, inventory.load(policy).gpus, entries, policy)
+            resize.check_room(before, after, inventory.load(policy).gpus, entries, policy, standing.timed(policy))
         generation = None
         if after != before:
             in_use = None if force else lambda: _in_use(policy, before)
