@@ -81,3 +81,39 @@ def test_two_hundred_at_once_are_decided_one_after_the_other(
         assert box.run(30).code == 0  # and it cleared away what the killed ones had left
     assert json.loads(eight("audit", "replay", "--json").stdout)["differences"] == []
     assert eight.containers() == []
+
+
+def test_cordon_reserve_why_audit_and_bill_on_real_containers(
+    eight: installed.Vgpu, c_tree: Path, tmp_path: Path
+) -> None:
+    for index in range(2, GPUS):
+        eight("cordon", str(index), "--why", "for the others")
+    eight("reserve", "--gpu", "0", "--memory", "70GiB", "--for", "1h", "--name", "night")
+    try:
+        asked = {"vgpu.memory": "20GiB", "team": "a"}
+        with bundle.container(eight.runtime, tmp_path / "b", c_tree, ["true"], annotations=asked) as box:
+            assert box.create().code == 0
+            assert eight.allocation(box.id)["placement"]["slices"][0]["index"] == 1
+            told = eight("why", box.id).stdout
+            assert "It got GPU 1 (20 GiB)." in told
+            assert "GPU 0: out, CardInsufficientMemory" in told
+            assert "GPU 2: out, CardCordoned: for the others" in told
+            box.start()
+            box.wait()
+        mine = {"vgpu.memory": "60GiB", "vgpu.reservation": "night", "team": "b"}
+        with bundle.container(eight.runtime, tmp_path / "b", c_tree, ["true"], annotations=mine) as box:
+            assert box.create().code == 0
+            running = json.loads(eight("bill", "--by", "team", "--format", "json").stdout)["rows"]
+            assert {"b", "total"} <= {row["key"] for row in running}
+            box.start()
+            box.wait()
+        eight("unreserve", "night")
+        gone = bundle.make(eight.runtime, tmp_path / "b", c_tree, ["true"], annotations=mine)
+        assert "VGPU-PLC-004" in gone.create().refusal
+        ends = [entry for entry in eight.audit() if entry["event"] == "release"]
+        assert ends[-1]["use"][0].keys() == {"uuid", "peak_bytes", "busy_ns", "throttled_ns"}
+    finally:
+        for index in range(2, GPUS):
+            eight("uncordon", str(index))
+    assert "0 lines could not be written" in eight("audit", "status").stdout
+    assert eight("cordon", "99", check=False).returncode == 4
