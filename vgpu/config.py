@@ -57,8 +57,14 @@ def _text(field: str, value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {weight:g}" for name, weight in value.items()) or "none"
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
+        return ", ".join(_quota(item) if isinstance(item, dict) else str(item) for item in value) or "none"
     return output.size(value) if field.endswith("_bytes") else str(value)
+
+
+def _quota(item: dict[str, Any]) -> str:
+    words = {"memory_bytes": "memory", "cores_percent": "cores", "containers": "containers"}
+    limits = [f"{word} {_text(name, item[name])}" for name, word in words.items() if item.get(name) is not None]
+    return f"{item['label']} ({', '.join(limits)})"
 
 
 def check(config: str, *, as_json: bool) -> None:
