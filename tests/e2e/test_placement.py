@@ -59,7 +59,8 @@ def test_two_hundred_at_once_are_decided_one_after_the_other(
                     killed.add(box.id)
             time.sleep(0.02)
         codes = {box.id: start.returncode for box, start in starts if box.id not in killed}
-        assert set(codes.values()) <= {0, 4}, f"seed {seed}: {sorted(codes.values())}"
+        others = [(box.folder / "create.err").read_text() for box in boxes if codes.get(box.id) not in (None, 0, 4)]
+        assert others == [], f"seed {seed}"
         assert {0, 4} <= set(codes.values()), "some must fit, and some must not"
         assert killed, "the kills came too late to mean anything"
         replayed = json.loads(eight("audit", "replay", "--json").stdout)
