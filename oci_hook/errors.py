@@ -17,6 +17,9 @@ CODES: dict[str, str] = {
     # placement: well formed, but not on this host, or not now
     "VGPU-PLC-001": "no GPU has room for the request",
     "VGPU-PLC-002": "a GPU that this host does not have",
+    "VGPU-PLC-003": "a placement policy that the admin has not set up",
+    "VGPU-PLC-004": "a reservation that does not exist or has expired",
+    "VGPU-PLC-005": "a container that the audit log does not know",
     # resizing a container that runs
     "VGPU-SET-001": "a name that no container with a slice has, or several",
     "VGPU-SET-002": "a quota below what is in use",
@@ -48,6 +51,8 @@ CODES: dict[str, str] = {
     "VGPU-HOST-007": "the driver cannot be asked",
     "VGPU-HOST-008": "a part of vgpu that cannot be built here",
     "VGPU-HOST-009": "a quota or usage file that this version cannot read",
+    "VGPU-HOST-010": "the file of cordons and reservations cannot be used",
+    "VGPU-HOST-011": "the audit log cannot be read",
     # configuration files that the operator's commands edit
     "VGPU-CFG-001": "a configuration file that cannot be read or parsed",
     "VGPU-CFG-002": "a configuration file that cannot be written",

@@ -269,8 +269,12 @@ def _give_back(settings: Policy, container: str, *, event: str, even_if_armed: b
             allocation = None  # unreadable, and its container is gone: away with it
         if allocation is not None and allocation.state == "armed" and (not even_if_armed or ledger.alive(allocation)):
             return
+        if allocation is not None:
+            from oci_hook import decision  # not needed by a start that works
+
+            decision.ended(settings, allocation, book.tick(), event, **facts)
         removed = book.remove(container)
-    if removed or event == "fail":
+    if allocation is None and (removed or event == "fail"):
         audit.append(settings.log_dir, event, container, **facts)
 
 

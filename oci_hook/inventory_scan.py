@@ -6,16 +6,18 @@ simulated driver, and its folder of shared state; the caller makes that and pass
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from oci_hook import elf, fastjson, inventory, ledger, preflight
 from oci_hook.errors import HostError, shown
 from oci_hook.mounts import WRAPPED, identity
 from oci_hook.records import DeviceFile, Gpu, Inventory, Library, Policy
 from oci_hook.rootview import RootView
-from oci_hook.values import as_json
+from oci_hook.values import as_json, replace
 
 # Names as in <name>.so.<driver version> -> capability of NVIDIA_DRIVER_CAPABILITIES. Left out on purpose: what only a
 # debugger or confidential computing loads (libcudadebugger, libnvidia-pkcs11*), as it needs libraries (libgcc_s,
@@ -198,30 +200,72 @@ def _device_nodes(gpus: Sequence[Gpu], dev: str) -> Iterator[DeviceFile]:
 
 
 def nvml_gpus() -> tuple[Gpu, ...]:
-    """The host's GPUs, asked of the driver through pynvml. Raises HostError VGPU-HOST-007."""
+    """The host's GPUs, asked of the driver through pynvml. One that does not answer is there, with its error as health.
+
+    Raises HostError VGPU-HOST-007.
+    """
     import pynvml  # type: ignore[import-untyped,unused-ignore]
 
     try:
         pynvml.nvmlInit()
         try:
-            return tuple(_nvml_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount()))
+            found = [_nvml_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+            return tuple(replace(gpu, links=_nvml_links(pynvml, gpu, found)) for gpu in found)
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
         raise HostError("VGPU-HOST-007", f"NVML says: {shown(str(error))}", remedy=_INSTALL) from None
 
 
-def _nvml_gpu(pynvml: object, index: int) -> Gpu:
-    ask = pynvml
-    handle = ask.nvmlDeviceGetHandleByIndex(index)  # type: ignore[attr-defined]
-    return Gpu(
-        index=index,
-        uuid=_text(ask.nvmlDeviceGetUUID(handle)),  # type: ignore[attr-defined]
-        name=_text(ask.nvmlDeviceGetName(handle)),  # type: ignore[attr-defined]
-        memory_bytes=int(ask.nvmlDeviceGetMemoryInfo(handle).total),  # type: ignore[attr-defined]
-        pci_bus_id=_text(ask.nvmlDeviceGetPciInfo(handle).busId),  # type: ignore[attr-defined]
-        minor=int(ask.nvmlDeviceGetMinorNumber(handle)),  # type: ignore[attr-defined]
-    )
+def _nvml_gpu(nvml: Any, index: int) -> Gpu:
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        bus = _text(nvml.nvmlDeviceGetPciInfo(handle).busId)
+        return Gpu(
+            index=index,
+            uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+            name=_text(nvml.nvmlDeviceGetName(handle)),
+            memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+            pci_bus_id=bus,
+            minor=int(nvml.nvmlDeviceGetMinorNumber(handle)),
+            numa_node=_numa_node(bus),
+        )
+    except nvml.NVMLError as error:  # fallen off the bus, say; the others can still be used
+        return Gpu(index, f"GPU-unknown-{index}", "unknown", 0, "", index, f"NVML says: {error}")
+
+
+def _numa_node(bus: str, devices: str = "/sys/bus/pci/devices") -> int | None:
+    """None where the kernel does not know, or has one node only (-1)."""
+    name = bus.lower()[-12:]  # NVML writes the domain with eight digits, the kernel with four
+    try:
+        with open(f"{devices}/{name}/numa_node", encoding="ascii") as file:
+            node = int(file.read(16))
+    except (OSError, ValueError):
+        return None
+    return node if node >= 0 else None
+
+
+def _nvml_links(nvml: Any, gpu: Gpu, others: Sequence[Gpu]) -> dict[str, str]:
+    """How `gpu` reaches each other one. What NVML does not say is left out: the farthest is assumed."""
+    levels = {10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}  # nvmlGpuTopologyLevel_t
+    links: dict[str, str] = {}
+    for other in others:
+        if other.uuid == gpu.uuid or not (gpu.health == other.health == "ok"):
+            continue
+        with contextlib.suppress(nvml.NVMLError):
+            pair = [nvml.nvmlDeviceGetHandleByIndex(one.index) for one in (gpu, other)]
+            links[other.uuid] = levels.get(nvml.nvmlDeviceGetTopologyCommonAncestor(*pair), "SYS")
+    counts: dict[str, int] = {}
+    with contextlib.suppress(nvml.NVMLError):  # raised by the first link that this GPU does not have
+        handle = nvml.nvmlDeviceGetHandleByIndex(gpu.index)
+        for number in range(nvml.NVML_NVLINK_MAX_LINKS):
+            if nvml.nvmlDeviceGetNvLinkState(handle, number) != nvml.NVML_FEATURE_ENABLED:
+                continue
+            bus = _text(nvml.nvmlDeviceGetNvLinkRemotePciInfo(handle, number).busId).lower()
+            for other in others:
+                if other.pci_bus_id.lower() == bus:
+                    counts[other.uuid] = counts.get(other.uuid, 0) + 1
+    return {**links, **{uuid: f"NV{count}" for uuid, count in counts.items()}}
 
 
 def _text(value: str | bytes) -> str:

@@ -136,12 +136,25 @@ class Ledger:
         found = (read(self.state_dir, name) for name in self.names())
         return [allocation for allocation in found if allocation is not None]
 
-    def reap(self) -> list[Allocation]:
-        """Remove the entries whose owner is dead, and return them."""
+    def reap(self, last: Callable[[Allocation], None] | None = None) -> list[Allocation]:
+        """Remove the entries whose owner is dead, and return them. last: called with each, before its folder goes."""
         dead = [allocation for allocation in self.entries() if not alive(allocation)]
         for allocation in dead:
+            if last is not None:
+                last(allocation)
             self.remove(allocation.id)
         return dead
+
+    def tick(self) -> int:
+        """The next sequence number: above all before it, and not below Unix time in nanoseconds, so that numbers rise
+        through reboots as well. Kept in the lock file; 0 if that cannot be written."""
+        try:
+            before = os.pread(self._lock, 20, 0)
+            number = max(time.time_ns(), int(before) + 1 if before.isdigit() else 0)
+            os.pwrite(self._lock, b"%020d" % number, 0)
+        except OSError:
+            return 0
+        return number
 
     def add(self, allocation: Allocation, plan: Plan, quota: bytes, usage: bytes, usage_bytes: int) -> None:
         """Give out the slice. usage: the header; the file gets `usage_bytes`. Raises HostError VGPU-OCI-004 if the id

@@ -6,6 +6,7 @@ import os
 
 from oci_hook import fastjson, files
 from oci_hook.errors import HostError, shown
+from oci_hook.placement import MIXABLE, POLICIES
 from oci_hook.records import Ask, Gpu, Placement, Policy, Request
 from oci_hook.values import TYPE_CHECKING, from_json, replace
 
@@ -58,6 +59,12 @@ def percent_notes(request: Request, placement: Placement, gpus: Sequence[Gpu]) -
     return tuple(dict.fromkeys(notes))
 
 
+def kept_labels(labels: dict[str, str], policy: Policy) -> dict[str, str]:
+    """Those labels that quotas and bills go by. A value beyond 128 characters is cut: it is kept at each decision."""
+    names = {*policy.record_labels, *(quota.label.partition("=")[0] for quota in policy.quotas)}
+    return {name: labels[name][:128] for name in sorted(names & labels.keys())}
+
+
 def mib(size_bytes: int) -> str:
     """A size for people, in the unit that the settings use."""
     return f"{size_bytes / (1 << 20):g} MiB" if size_bytes % (1 << 30) else f"{size_bytes >> 30} GiB"
@@ -81,11 +88,17 @@ def _check(policy: Policy) -> None:
     paths = (policy.runtime, policy.prefix, policy.state_dir, policy.log_dir)
     if not all(isinstance(path, str) and path.startswith("/") and "\0" not in path for path in paths):
         raise ValueError("runtime, prefix, state_dir and log_dir must be absolute paths")
-    if policy.placement not in ("binpack", "spread") or policy.burst not in ("hard", "soft"):
+    if policy.placement not in POLICIES or policy.burst not in ("hard", "soft"):
         raise ValueError(f"placement {policy.placement!r} or burst {policy.burst!r} does not exist")
     if not all(source in ("annotation", "label", "env") for source in policy.sources):
         raise ValueError(f"sources {policy.sources!r} do not exist")
     if not (policy.overcommit_memory > 0 and policy.overcommit_cores > 0 and 1 <= policy.max_cores_percent <= 100):
         raise ValueError("overcommit_memory and overcommit_cores must be above 0, max_cores_percent 1 to 100")
-    if any(cap is not None and not cap > 0 for cap in (policy.max_memory_bytes, policy.max_gpus)):
-        raise ValueError("max_memory_bytes and max_gpus must be above 0, or null")
+    if any(cap is not None and not cap > 0 for cap in (policy.max_memory_bytes, policy.max_gpus, policy.max_slices)):
+        raise ValueError("max_memory_bytes, max_gpus and max_slices must be above 0, or null")
+    if any(name not in MIXABLE or not weight > 0 for name, weight in policy.weights.items()):
+        raise ValueError(f"weights {policy.weights!r} cannot be mixed")
+    if policy.placement == "weighted" and not policy.weights:
+        raise ValueError("placement weighted has no weights")
+    if not all(isinstance(quota.label, str) and quota.label for quota in policy.quotas):
+        raise ValueError("a quota has no label")

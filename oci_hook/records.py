@@ -31,6 +31,9 @@ class Request:
 
     asks: one per GPU, in the container's device order. devices: index or UUID of each GPU, or empty: placement chooses.
     sources: which kind of setting each part came from, "memory" -> "annotation" | "label" | "env".
+    gpu_types: parts of GPU names of which one must match, lower case; empty: any. numa: the NUMA node it must have.
+    mutex: shares no GPU with a container of the same word. reservation: the name of one that it may use.
+    labels: those of the container's that the policy keeps, for quotas and bills.
     """
 
     NESTED: ClassVar = {"asks": Ask}
@@ -41,6 +44,52 @@ class Request:
     priority: str = "normal"
     capabilities: tuple[str, ...] = ("compute", "utility")
     sources: dict[str, str] = {}
+    gpu_types: tuple[str, ...] = ()
+    numa: int | None = None
+    mutex: str | None = None
+    reservation: str | None = None
+    labels: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What all containers with one label may have together, on this host. None: no limit.
+
+    label: "team=a" counts those with that value, "team" each value for itself, "team=" those without the label.
+    cores_percent: of one GPU, so 200 is two whole ones.
+    """
+
+    label: str
+    memory_bytes: int | None = None
+    cores_percent: int | None = None
+    containers: int | None = None
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Room on one GPU that is kept for containers that ask with its name. expires_ns: Unix time."""
+
+    name: str
+    uuid: str
+    memory_bytes: int
+    cores_percent: int
+    expires_ns: int
+
+
+@dataclass(frozen=True)
+class Host:
+    """What placement knows beside GPUs and allocations. cordoned, sick: UUID -> why; such a GPU takes nobody new.
+
+    load: UUID -> share of its time that its containers used or waited for, 0 to 1 and above; for `least-contended`.
+    now_ns: Unix time, for what expires.
+    """
+
+    NESTED: ClassVar = {"reservations": Reservation}
+    cordoned: dict[str, str] = {}
+    sick: dict[str, str] = {}
+    reservations: tuple[Reservation, ...] = ()
+    load: dict[str, float] = {}
+    now_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,8 +99,11 @@ class Policy:
     sources: which of annotation, label, env may ask. overcommit_*: how often a GPU's memory or cores may be given out.
     simulate_*: simulated GPUs instead of real ones (simulate_gpus > 0). runtime: absolute path of runc or crun.
     vgpu_command: absolute path of the operator's command, for remedies and a refresh of the inventory.
+    weights: of the policies that `weighted` mixes. max_slices: containers on one GPU. record_labels: which labels of a
+    container are kept beside those that quotas name.
     """
 
+    NESTED: ClassVar = {"quotas": Quota}
     runtime: str
     prefix: str
     state_dir: str = "/run/vgpu"
@@ -68,12 +120,20 @@ class Policy:
     sources: tuple[str, ...] = ("annotation", "label", "env")
     simulate_gpus: int = 0
     simulate_memory_bytes: int = 80 << 30
+    weights: dict[str, float] = {}
+    quotas: tuple[Quota, ...] = ()
+    max_slices: int | None = None
+    record_labels: tuple[str, ...] = ("team", "user", "project")
     schema: int = SCHEMA
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU of the host. health: "ok", or why it must not be used. minor: of /dev/nvidia<minor>."""
+    """One GPU of the host. health: "ok", or why it must not be used. minor: of /dev/nvidia<minor>.
+
+    numa_node: None where it is not known. links: UUID of another GPU -> how it is reached: "NV" and the number of
+    NVLinks, or PIX, PXB, PHB, NODE, SYS as `nvidia-smi topo` has them.
+    """
 
     index: int
     uuid: str
@@ -82,6 +142,8 @@ class Gpu:
     pci_bus_id: str
     minor: int
     health: str = "ok"
+    numa_node: int | None = None
+    links: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -151,7 +213,7 @@ class Candidate:
     """How one GPU fared for one ask. score: higher is better, None if rejected.
 
     reject: HAMi's reason (CardInsufficientMemory, CardInsufficientCore, CardNotHealth, CardUuidMismatch, …) or None.
-    detail: for people: "asked 8192 MiB, free 1024 of 81920 MiB".
+    detail: for people: "asked 8192 MiB, free 1024 of 81920 MiB". parts: policy -> its score, where several are mixed.
     """
 
     ask: int
@@ -160,6 +222,7 @@ class Candidate:
     score: float | None
     reject: str | None = None
     detail: str = ""
+    parts: dict[str, float] = {}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ VGPU_MEMORY_0 does not widen what `--label vgpu.memory` said. What loses is not 
 from __future__ import annotations
 
 from oci_hook.errors import RequestError, shown
+from oci_hook.placement import POLICIES
 from oci_hook.records import Ask, Request
 from oci_hook.values import TYPE_CHECKING, dataclass
 
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
 
 MAX_GPUS = 16
 MAX_VALUE = 1024  # characters: sixteen UUIDs with commas are the longest value that means something
-CHOICES = {"policy": ("binpack", "spread"), "burst": ("hard", "soft"), "priority": ("high", "normal", "low")}
+CHOICES = {"policy": POLICIES, "burst": ("hard", "soft"), "priority": ("high", "normal", "low")}
 CAPABILITIES = ("compute", "utility", "compat32", "graphics", "video", "display", "ngx")
-SETTINGS = ("memory", "cores", "count", "devices", "policy", "burst", "priority", "capabilities")
+SETTINGS = (
+    "memory", "cores", "count", "devices", "policy", "burst", "priority", "capabilities",
+    "type", "numa", "mutex", "reservation",
+)  # fmt: skip
 NUMBERED = tuple(f"{setting}.{index}" for setting in ("memory", "cores") for index in range(MAX_GPUS))
 _UNITS = {"MiB": 1 << 20, "GiB": 1 << 30}
 _HAMI_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -93,6 +97,10 @@ def parse(
         burst=chosen("burst"),
         priority=chosen("priority") or "normal",
         capabilities=chosen("capabilities") or ("compute", "utility"),
+        gpu_types=chosen("type") or (),
+        numa=chosen("numa"),
+        mutex=chosen("mutex"),
+        reservation=chosen("reservation"),
         sources=sources,
     )
 
@@ -298,6 +306,34 @@ def _choice(given: Given) -> str:
     return given.text
 
 
+def _types(given: Given) -> tuple[str, ...]:
+    names = tuple(name.strip().lower() for name in given.text.split(","))
+    if not all(names):
+        why = "an empty part of a GPU's name"
+        raise given.refuse("VGPU-REQ-002", why, remedy=f"write {given.name}=A100 or {given.name}=A100,H100")
+    return names
+
+
+def _numa(given: Given) -> int:
+    number = _number(given.text, 0, 1023)
+    if number is None:
+        why = "not the number of a NUMA node"
+        raise given.refuse("VGPU-REQ-002", why, remedy=f"write {given.name}=0, or leave it out for any")
+    return number
+
+
+def is_word(text: str) -> bool:
+    """Whether `text` can name a mutex or a reservation."""
+    return 0 < len(text) <= 64 and text.isascii() and text.replace("-", "").replace("_", "").replace(".", "").isalnum()
+
+
+def _word(given: Given) -> str:
+    if not is_word(given.text):
+        why = "not a name of at most 64 letters, digits and _.-"
+        raise given.refuse("VGPU-REQ-002", why, remedy=f"write {given.name}=training")
+    return given.text
+
+
 def _capabilities(given: Given) -> tuple[str, ...]:
     if given.text == "all":
         return CAPABILITIES
@@ -318,6 +354,10 @@ _READERS: dict[str, Callable[[Given], Any]] = {
     "burst": _choice,
     "priority": _choice,
     "capabilities": _capabilities,
+    "type": _types,
+    "numa": _numa,
+    "mutex": _word,
+    "reservation": _word,
 }
 
 

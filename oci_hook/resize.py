@@ -12,12 +12,15 @@ import os
 
 from oci_hook import ledger, quota_file
 from oci_hook.errors import HostError, PlacementError, RequestError, VgpuError, shown
+from oci_hook.policies_more import kept_for_others
 from oci_hook.policy import mib
-from oci_hook.records import Allocation, Gpu, Policy, Slice
+from oci_hook.records import Allocation, Gpu, Host, Policy, Slice
 from oci_hook.values import TYPE_CHECKING, dataclass, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+_NOTHING = Host()
 
 
 @dataclass(frozen=True)
@@ -79,17 +82,24 @@ def check_caps(change: Change, policy: Policy) -> None:
 
 
 def check_room(
-    before: Allocation, after: Allocation, gpus: Sequence[Gpu], given: Sequence[Allocation], policy: Policy
+    before: Allocation,
+    after: Allocation,
+    gpus: Sequence[Gpu],
+    given: Sequence[Allocation],
+    policy: Policy,
+    host: Host = _NOTHING,
 ) -> None:
     """Raises PlacementError VGPU-PLC-001, with the reason as HAMi names it, if a GPU has no room for what grows.
 
-    given: all allocations, this container's among them.
+    given: all allocations, this container's among them. host: for what is reserved for others.
     """
     others = [part for entry in given if entry.id != before.id for part in entry.placement.slices]
     known = {gpu.uuid: gpu for gpu in gpus}
+    kept = kept_for_others(replace(before.request, reservation=None), given, _without(before, host))
     for old, new in zip(before.placement.slices, after.placement.slices, strict=True):
         gpu = known.get(new.uuid)
         beside = [part for part in others if part.uuid == new.uuid]
+        beside += [Slice(new.index, new.uuid, *kept[new.uuid])] if new.uuid in kept else []
         reject = _reject(old, new, gpu, beside, policy)
         if reject is not None:
             raise PlacementError(
@@ -97,6 +107,12 @@ def check_room(
                 f"no room: GPU {new.index}: {reject}",
                 remedy="ask for less, or wait until one of the containers that `vgpu ps` lists ends",
             )
+
+
+def _without(entry: Allocation, host: Host) -> Host:
+    """The host without the reservation that the container uses itself."""
+    others = tuple(item for item in host.reservations if item.name != entry.request.reservation)
+    return replace(host, reservations=others)
 
 
 def _reject(old: Slice, new: Slice, gpu: Gpu | None, beside: Sequence[Slice], policy: Policy) -> str | None:

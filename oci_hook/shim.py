@@ -14,11 +14,24 @@ import stat
 import sys
 import time
 
-from oci_hook import audit, fastjson, inventory, ledger, placement, plan, policy, quota_file, request, standby
+from oci_hook import (
+    audit,
+    decision,
+    fastjson,
+    inventory,
+    ledger,
+    placement,
+    plan,
+    policy,
+    quota_file,
+    request,
+    standby,
+    standing,
+)  # fmt: skip
 from oci_hook.bundle import Bundle, Docker, Node
 from oci_hook.errors import HostError, PlacementError, VgpuError, shown
 from oci_hook.records import Allocation, Inventory, Placement, Policy, Request
-from oci_hook.values import TYPE_CHECKING, dataclass
+from oci_hook.values import TYPE_CHECKING, dataclass, replace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,8 +68,7 @@ def main(argv: Sequence[str]) -> int:
             os.execv(call.runtime, [call.runtime, *call.arguments])
         except OSError as error:
             if given is not None:
-                ledger.release(given.settings.state_dir, call.id)
-                audit.append(given.settings.log_dir, "release", call.id, why="the low-level runtime cannot be started")
+                _take_back(given.settings, call.id, "the low-level runtime cannot be started")
             raise _no_runtime(call.runtime, error) from error
     except VgpuError as error:
         _tell(call, error.line())
@@ -96,6 +108,7 @@ def _slice(call: Call) -> Given | None:
         if asked is None:
             return None
         believed = docker.labels if "label" in settings.sources else {}
+        asked = replace(asked, labels=policy.kept_labels({**believed, **annotations}, settings))
         return Given(settings, _give(call, settings, bundle, docker, asked, believed))
     except VgpuError as error:
         _remember(call, settings, error)
@@ -114,11 +127,12 @@ def _give(call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: R
     asked, clamped = policy.clamp(asked, settings)
     have = _inventory(settings)
     with ledger.Ledger(settings.state_dir) as book:
-        reaped = book.reap()
+        book.reap(lambda dead: decision.ended(settings, dead, book.tick(), "reap"))
         others = book.entries()
         if any(other.id == call.id for other in others):
             raise book.occupied(call.id)
-        placed = placement.place(asked, have.gpus, others, settings)
+        host = standing.now(settings, asked, others)
+        placed = placement.place(asked, have.gpus, others, settings, host)
         if placed.slices:
             clamped += policy.percent_notes(asked, placed, have.gpus)
             allocation = Allocation(
@@ -139,8 +153,9 @@ def _give(call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: R
             burst = asked.burst or settings.burst
             quota = quota_file.quota(call.id, placed.slices, burst=burst, priority=asked.priority)
             book.add(allocation, mounts, quota, quota_file.usage_header(), quota_file.USAGE_BYTES)
-    for dead in reaped:
-        audit.append(settings.log_dir, "reap", dead.id, state=dead.state, slices=dead.placement.slices)
+        inputs = decision.pack(asked, have.gpus, others, settings, host)
+        decision.tell(settings.log_dir, call.id, book.tick(), inputs, placed, name=docker.name, image=docker.image,
+                      request=asked, clamped=clamped, simulated=have.simulated)  # fmt: skip
     if not placed.slices:
         raise _Refused(placed)
     try:
@@ -149,12 +164,18 @@ def _give(call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: R
         bundle.edit(_hooks(call, settings, script), script, words, _nodes(have, placed))
         bundle.write()
     except BaseException:
-        ledger.release(settings.state_dir, call.id)
+        _take_back(settings, call.id, "the bundle cannot be edited")
         raise
-    waiting = standby.leave(settings, call.id, mounts, (bundle.root, bundle.env, bundle.cwd))
-    audit.append(settings.log_dir, "allocate", call.id, name=docker.name, image=docker.image, request=asked,
-                 placement=placed, clamped=clamped, simulated=have.simulated)  # fmt: skip
-    return waiting
+    return standby.leave(settings, call.id, mounts, (bundle.root, bundle.env, bundle.cwd))
+
+
+def _take_back(settings: Policy, container: str, why: str) -> None:
+    """The slice of a container that will not start."""
+    with ledger.Ledger(settings.state_dir) as book:
+        given = ledger.read(settings.state_dir, container)
+        if given is not None:
+            decision.ended(settings, given, book.tick(), "release", why=why)
+        book.remove(container)
 
 
 def _hooks(call: Call, settings: Policy, script: str) -> dict[str, tuple[str, ...]]:
@@ -165,17 +186,16 @@ def _hooks(call: Call, settings: Policy, script: str) -> dict[str, tuple[str, ..
 
 
 class _Refused(PlacementError):
-    """No GPU has room. Keeps the placement for the audit log."""
+    """No GPU has room. The audit log has it already, with the decision."""
 
     def __init__(self, placed: Placement) -> None:
         told = placement.refusal(placed)
         super().__init__(told.code, str(told), remedy=told.remedy)
-        self.placement = placed
 
 
 def _remember(call: Call, settings: Policy, error: VgpuError) -> None:
-    facts = {"placement": error.placement} if isinstance(error, _Refused) else {}
-    audit.append(settings.log_dir, "deny", call.id, code=error.code, message=str(error)[:4096], **facts)
+    if not isinstance(error, _Refused):
+        audit.append(settings.log_dir, "deny", call.id, code=error.code, message=str(error)[:4096])
     audit.failure(settings.state_dir, call.id, error)
 
 

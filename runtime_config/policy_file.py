@@ -20,7 +20,7 @@ from oci_hook import fastjson, request
 from oci_hook.errors import HostError, shown
 from oci_hook.records import Policy
 from oci_hook.values import as_json
-from runtime_config import files
+from runtime_config import files, policy_groups
 
 DEFAULT_PATH = "/etc/vgpu/config.yaml"
 POLICY_NAME = "policy.json"  # in the folder of config.yaml
@@ -68,6 +68,11 @@ def _choice(name: str) -> Callable[[str, Any], str | None]:
     return lambda tag, text: text if tag == "str" and text in request.CHOICES[name] else None
 
 
+def _names(tag: str, texts: Any) -> tuple[str, ...] | None:
+    good = tag == "seq" and len(set(texts)) == len(texts) and all(text and text.isprintable() for text in texts)
+    return tuple(texts) if good else None
+
+
 def _sources(tag: str, texts: Any) -> tuple[str, ...] | None:
     order = ("annotation", "label", "env")
     good = tag == "seq" and len(set(texts)) == len(texts) and set(texts) <= set(order)
@@ -79,19 +84,21 @@ SETTINGS = {
     "state_dir": Setting("state_dir", _path, "an absolute path, such as /run/vgpu"),
     "log_dir": Setting("log_dir", _path, "an absolute path, such as /var/lib/vgpu"),
     "driver_root": Setting("driver_root", _path, "an absolute path, such as / or /run/nvidia/driver"),
-    "placement": Setting("placement", _choice("policy"), "binpack or spread"),
+    "placement": Setting("placement", _choice("policy"), "one of " + ", ".join(request.CHOICES["policy"])),
     "burst": Setting("burst", _choice("burst"), "hard or soft"),
     "sources": Setting("sources", _sources, "a list of annotation, label and env, such as [annotation, label]"),
     "max.memory": Setting("max_memory_bytes", _size, "a size with its unit, such as 16GiB or 512MiB"),
     "max.cores": Setting("max_cores_percent", _whole(1, 100), "a whole number from 1 to 100"),
     "max.gpus": Setting("max_gpus", _whole(1, request.MAX_GPUS), "a whole number from 1 to 16"),
+    "max.slices": Setting("max_slices", _whole(1, 1000), "a whole number from 1 to 1000"),
+    "record_labels": Setting("record_labels", _names, "a list of label names, such as [team, user]"),
     "overcommit.memory": Setting("overcommit_memory", _factor, "a number from 1 to 100, such as 1.5"),
     "overcommit.cores": Setting("overcommit_cores", _factor, "a number from 1 to 100, such as 1.5"),
     "simulate.gpus": Setting("simulate_gpus", _whole(0, request.MAX_GPUS), "a whole number from 0 to 16"),
     "simulate.memory": Setting("simulate_memory_bytes", _size, "a size with its unit, such as 80GiB"),
 }
 _GROUPS = {name.partition(".")[0] for name in SETTINGS if "." in name}
-_NO_CAP = ("max.memory", "max.gpus")  # these may be null
+_NO_CAP = ("max.memory", "max.gpus", "max.slices")  # these may be null
 
 TEMPLATE = """\
 # What containers may have of this host's GPUs. After a change: vgpu config apply
@@ -112,9 +119,17 @@ log_dir: {log_dir}
 #  memory: null      # such as 16GiB
 #  cores: 100        # percent
 #  gpus: null
+#  slices: null      # containers on one GPU
 
-# How a GPU is chosen: binpack fills one before the next, spread takes the emptiest.
+# How a GPU is chosen: binpack fills one before the next, spread takes the emptiest; docs/scheduling.md has them all.
+# placement: weighted mixes: weighted: {{binpack: 0.7, topology: 0.3}}
 #placement: binpack
+
+# What all containers with a label may have together; none are set. Each line: label, and memory, cores, containers.
+# quotas: [{{label: team=a, memory: 40GiB, cores: 100, containers: 4}}]
+
+# Which labels of a container are kept in the audit log, for bills.
+#record_labels: [team, user, project]
 
 # May a container use the compute time that its neighbours leave idle? hard: no, soft: yes.
 #burst: hard
@@ -188,7 +203,9 @@ class _Reader:
 
     def unknown(self, name: str, key: yaml.Node) -> NoReturn:
         group = name.rpartition(".")[0]
-        names = [full for full in (*SETTINGS, *_GROUPS) if not group or full.startswith(f"{group}.")]
+        names = [
+            full for full in (*SETTINGS, *_GROUPS, *policy_groups.GROUPS) if not group or full.startswith(f"{group}.")
+        ]
         near = difflib.get_close_matches(name, names, 1, 0.5)
         remedy = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(sorted(names))}"
         self.fail(key, f"there is no setting {shown(name)}", remedy)
@@ -221,6 +238,12 @@ class _Reader:
                     if inner not in SETTINGS:
                         self.unknown(inner, inner_key)
                     self.setting(inner, inner_value)
+            elif name in policy_groups.GROUPS:
+                field, read = policy_groups.GROUPS[name]
+                try:
+                    self.fields[field] = read(value)
+                except policy_groups.Bad as bad:
+                    self.fail(bad.node, f"{name}: {bad.what}", bad.remedy)
             elif name in SETTINGS and "." not in name:
                 self.setting(name, value)
             else:
@@ -253,6 +276,9 @@ def compile_policy(text: str, prefix: str, *, path: str = DEFAULT_PATH) -> Polic
     if "runtime" not in reader.fields:
         remedy = f"write runtime: and {SETTINGS['runtime'].expected}"
         raise HostError("VGPU-CFG-003", f"{path}: the setting runtime is missing", remedy=remedy)
+    if reader.fields.get("placement") == "weighted" and not reader.fields.get("weights"):
+        what, remedy = "placement=weighted mixes nothing", "write weighted: {binpack: 0.7, topology: 0.3} as well"
+        raise HostError("VGPU-CFG-003", f"{path}: {what}", remedy=remedy)
     return Policy(prefix=prefix, vgpu_command=f"{prefix}/bin/vgpu", **reader.fields)
 
 

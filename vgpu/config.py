@@ -9,7 +9,7 @@ from oci_hook import fastjson
 from oci_hook.errors import HostError
 from oci_hook.records import Policy
 from oci_hook.values import as_json as to_json
-from runtime_config import files, launcher_conf, policy_file
+from runtime_config import files, launcher_conf, policy_file, policy_groups
 from vgpu import output
 
 
@@ -45,6 +45,7 @@ def show(config: str, *, as_json: bool) -> None:
     rows = []
     for name, setting in policy_file.SETTINGS.items():
         rows.append((name, _text(setting.field, policy[setting.field])))
+    rows += [(name, _text(field, policy[field])) for name, (field, _) in policy_groups.GROUPS.items()]
     output.table(("SETTING", "VALUE"), rows)
     if not applied:
         output.message(f"vgpu: {config} has changes that are not in force yet: vgpu config apply")
@@ -53,9 +54,17 @@ def show(config: str, *, as_json: bool) -> None:
 def _text(field: str, value: Any) -> str:
     if value is None:
         return "no cap"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {weight:g}" for name, weight in value.items()) or "none"
     if isinstance(value, list):
-        return ", ".join(value)
+        return ", ".join(_quota(item) if isinstance(item, dict) else str(item) for item in value) or "none"
     return output.size(value) if field.endswith("_bytes") else str(value)
+
+
+def _quota(item: dict[str, Any]) -> str:
+    words = {"memory_bytes": "memory", "cores_percent": "cores", "containers": "containers"}
+    limits = [f"{word} {_text(name, item[name])}" for name, word in words.items() if item.get(name) is not None]
+    return f"{item['label']} ({', '.join(limits)})"
 
 
 def check(config: str, *, as_json: bool) -> None:

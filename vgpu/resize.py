@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from libcuda_wrap import bindings
-from oci_hook import audit, inventory, ledger, request, resize
+from oci_hook import audit, decision, inventory, ledger, request, resize, standing
 from oci_hook.errors import RequestError, shown
 from oci_hook.records import Allocation, Policy
 from vgpu import output
@@ -43,21 +43,22 @@ def run(config: str, container: str, asked: resize.Change, *, force: bool, as_js
     policy = load(config)
     resize.check_caps(asked, policy)
     with ledger.Ledger(policy.state_dir) as book:
-        reaped = book.reap()  # as a start does: what the dead had is free
+        book.reap(
+            lambda dead: decision.ended(policy, dead, book.tick(), "reap")
+        )  # as a start does: what the dead had is free
         entries = book.entries()
         before = find(container, entries)
         after = resize.changed(before, asked)
         if resize.grows(before, after):
-            resize.check_room(before, after, inventory.load(policy).gpus, entries, policy)
+            resize.check_room(before, after, inventory.load(policy).gpus, entries, policy, standing.timed(policy))
         generation = None
         if after != before:
             in_use = None if force else lambda: _in_use(policy, before)
             generation = resize.apply(book, before, after, in_use)
-    for dead in reaped:
-        audit.append(policy.log_dir, "reap", dead.id, state=dead.state, slices=dead.placement.slices)
+        sequence = book.tick()
     if generation is not None:
         old, new = before.placement.slices, after.placement.slices
-        audit.append(policy.log_dir, "resize", after.id, name=after.name, before=old, after=new,
+        audit.append(policy.log_dir, "resize", after.id, seq=sequence, name=after.name, before=old, after=new,
                      burst=after.request.burst, forced=force, generation=generation)  # fmt: skip
     _print(before, after, generation, as_json=as_json)
 

@@ -16,7 +16,7 @@ ALLOWED = {
     "io", "marshal", "sys", "zipimport", "encodings.ascii", "encodings.latin_1",
     # ours
     "__future__", "os", "os.path", "posix", "posixpath", "genericpath", "stat", "_stat", "_collections_abc", "time",
-    "fcntl", "struct", "_struct", "_json", "_socket", "gc",
+    "fcntl", "struct", "_struct", "_json", "_socket", "gc", "_sha256",
 }  # fmt: skip
 FORBIDDEN = {
     "json",

@@ -164,3 +164,45 @@ def test_no_driver_is_said_to_be_none(policy: Policy, tmp_path: Path, dev: str) 
     with pytest.raises(HostError) as caught:
         scan(policy, tmp_path / "empty", dev)
     assert caught.value.code == "VGPU-HOST-007" and "simulate" in caught.value.remedy
+
+
+def test_the_numa_node_is_the_kernels(tmp_path: Path) -> None:
+    for name, text in (("0000:07:00.0", "1\n"), ("0000:08:00.0", "-1\n"), ("0000:09:00.0", "x")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "numa_node").write_text(text)
+    asked = [f"00000000:0{number}:00.0" for number in (7, 8, 9, 6)]
+    assert [inventory_scan._numa_node(bus, str(tmp_path)) for bus in asked] == [1, None, None, None]
+
+
+class Nvml:
+    """Three GPUs as NVML tells of them: 0 and 1 with two NVLinks, 2 across the sockets; 3 does not answer."""
+
+    NVML_NVLINK_MAX_LINKS, NVML_FEATURE_ENABLED = 18, 1
+
+    class NVMLError(Exception):
+        pass
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # NVML's name, as those below
+        if index == 3:
+            raise self.NVMLError("GPU is lost")
+        return index
+
+    def nvmlDeviceGetTopologyCommonAncestor(self, one: int, other: int) -> int:
+        return 50 if 2 in (one, other) else 10
+
+    def nvmlDeviceGetNvLinkState(self, handle: int, number: int) -> int:
+        if handle == 2 or number > 2:
+            raise self.NVMLError("Not Supported")
+        return int(number < 2)
+
+    def nvmlDeviceGetNvLinkRemotePciInfo(self, handle: int, number: int) -> object:
+        return type("Pci", (), {"busId": f"00000000:0{1 - handle}:00.0".encode()})
+
+
+def test_links_are_nvlinks_where_there_are_some_and_a_lost_gpu_hides_no_other() -> None:
+    nvml = Nvml()
+    found = [Gpu(index, f"GPU-{index}", "A100", 1, f"00000000:0{index}:00.0", index) for index in range(3)]
+    found.append(inventory_scan._nvml_gpu(nvml, 3))
+    assert found[3].health == "NVML says: GPU is lost"
+    assert inventory_scan._nvml_links(nvml, found[0], found) == {"GPU-1": "NV2", "GPU-2": "SYS"}
+    assert inventory_scan._nvml_links(nvml, found[2], found) == {"GPU-0": "SYS", "GPU-1": "SYS"}

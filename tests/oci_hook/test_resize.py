@@ -12,7 +12,7 @@ import pytest
 
 from oci_hook import ledger, quota_file, resize
 from oci_hook.errors import HostError, PlacementError, RequestError, VgpuError
-from oci_hook.records import Allocation, Ask, Gpu, Placement, Plan, Policy, Request, Slice
+from oci_hook.records import Allocation, Ask, Gpu, Host, Placement, Plan, Policy, Request, Reservation, Slice
 from oci_hook.values import replace
 
 GIB = 1 << 30
@@ -259,3 +259,14 @@ def test_a_reader_never_sees_half_a_number(tmp_path: Path) -> None:
         os.kill(pid, 9)
         os.waitpid(pid, 0)
     assert seen == {small, large}
+
+
+def test_growing_does_not_take_what_is_reserved_for_others() -> None:
+    mine = entry("mine", on(0, 8))
+    larger = resize.changed(mine, resize.Change(20 * GIB))
+    kept = Host(reservations=(Reservation("night", mine.placement.slices[0].uuid, 65 * GIB, 0, 10),), now_ns=9)
+    with pytest.raises(PlacementError, match="CardInsufficientMemory"):
+        resize.check_room(mine, larger, GPUS, [mine], POLICY, kept)
+    resize.check_room(mine, larger, GPUS, [mine], POLICY, replace(kept, now_ns=10))
+    claimed = replace(mine, request=replace(mine.request, reservation="night"))
+    resize.check_room(claimed, resize.changed(claimed, resize.Change(20 * GIB)), GPUS, [claimed], POLICY, kept)

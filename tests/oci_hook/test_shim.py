@@ -360,7 +360,7 @@ def test_the_log_in_text_form_and_none_at_all(vgpu: Installed) -> None:
 def test_a_bug_is_told_to_the_engine_and_shows_its_traceback(vgpu: Installed) -> None:
     vgpu.write_config(labels=LABELS)
     source = Path(vgpu.policy.prefix) / "lib/vgpu/python/oci_hook/placement.py"
-    source.write_text(source.read_text().replace("rooms = [", "rooms = 1 / 0, ["))
+    source.write_text(source.read_text().replace("rooms = rooms_for(", "rooms = 1 / 0, rooms_for("))
     done = vgpu.create()
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from oci_hook import fastjson
 from oci_hook.errors import HostError, VgpuError
-from oci_hook.records import Policy
+from oci_hook.records import Policy, Quota
 from oci_hook.values import from_json
-from runtime_config import policy_file
+from runtime_config import policy_file, policy_groups
 from runtime_config.policy_file import compile_policy
 
 RUNC = "runtime: /usr/bin/runc\n"
@@ -27,7 +27,12 @@ driver_root: /run/nvidia/driver
 placement: spread
 burst: soft
 sources: [env, annotation]
-max: {memory: 16GiB, cores: 50, gpus: 2}
+max: {memory: 16GiB, cores: 50, gpus: 2, slices: 3}
+record_labels: [team]
+weighted: {binpack: 0.7, topology: 0.3}
+quotas:
+  - {label: team=a, memory: 40GiB, cores: 100, containers: 4}
+  - {label: team=, containers: 0}
 overcommit:
   memory: 1.5
   cores: 2
@@ -50,6 +55,10 @@ def test_every_setting_arrives() -> None:
         max_memory_bytes=16 << 30,
         max_cores_percent=50,
         max_gpus=2,
+        max_slices=3,
+        record_labels=("team",),
+        weights={"binpack": 0.7, "topology": 0.3},
+        quotas=(Quota("team=a", 40 << 30, 100, 4), Quota("team=", containers=0)),
         overcommit_memory=1.5,
         overcommit_cores=2.0,
         sources=("annotation", "env"),
@@ -60,7 +69,8 @@ def test_every_setting_arrives() -> None:
 
 def test_every_field_of_the_policy_can_be_set_or_is_the_installations() -> None:
     fields = {setting.field for setting in policy_file.SETTINGS.values()}
-    assert fields | {"prefix", "vgpu_command", "schema"} == set(inspect.get_annotations(Policy))
+    fields |= {field for field, _ in policy_groups.GROUPS.values()}
+    assert fields | {"prefix", "vgpu_command", "schema"} == set(inspect.get_annotations(Policy)) - {"NESTED"}
 
 
 def test_what_is_not_there_has_the_policys_default() -> None:
@@ -107,8 +117,22 @@ def test_the_template_with_simulated_gpus() -> None:
         ("runtime:", "runtime='' cannot be", "/usr/bin/runc"),
         ("runtime: {a: b}", "runtime='{a: b}' cannot be", "/usr/bin/runc"),
         ('runtime: "/usr/bin/r\\nunc"', "runtime=.* cannot be", "/usr/bin/runc"),
-        (RUNC + "placement: best", "placement='best' cannot be", "binpack or spread"),
-        (RUNC + "placement: null", "placement='null' cannot be", "binpack or spread"),
+        (RUNC + "placement: best", "placement='best' cannot be", "binpack, spread"),
+        (RUNC + "placement: null", "placement='null' cannot be", "binpack, spread"),
+        (RUNC + "placement: weighted", "placement=weighted mixes nothing", "binpack: 0.7"),
+        (RUNC + "weighted: {bestfit: 1}", "line 2: weighted: there is no 'bestfit'", "binpack, spread"),
+        (RUNC + "weighted: {binpack: 0}", "line 2: weighted: binpack='0' is no weight", "above 0"),
+        (RUNC + "weighted: {binpack: [1]}", "binpack must be one value", "binpack: 0.7"),
+        (RUNC + "weighted: 3", "it is no group", "binpack: 0.7"),
+        (RUNC + "quotas: {label: team}", "quotas: it is no list", "[{label: team=a"),
+        (RUNC + "quotas:\n- {label: team}", "line 3: quotas: a quota needs a label and a limit", "label: team=a"),
+        (RUNC + "quotas: [{memory: 1GiB}]", "a quota needs a label", "label: team=a"),
+        (RUNC + "quotas: [{label: team, memory: 4}]", "memory='4' is no size", "40GiB"),
+        (RUNC + "quotas: [{label: =a, cores: 1}]", "label='=a' is none", "team=a"),
+        (RUNC + "quotas: [{label: a, cores: 010}]", "cores='010' is no whole number", "cores: 100"),
+        (RUNC + "quotas: [{label: a, cores: 1, cores: 2}]", "cores is there twice", "remove"),
+        (RUNC + "quotas: [{label: a, gpus: 1}]", "there is no 'gpus' in it", "label, memory"),
+        (RUNC + "max: {slices: 0}", "max.slices='0' cannot be", "1 to 1000"),
         (RUNC + "burst: yes", "burst='yes' cannot be", "hard or soft"),
         (RUNC + "sources: label", "sources='label' cannot be", "a list of"),
         (RUNC + "sources: [label, labels]", "sources=.* cannot be", "a list of"),

@@ -98,6 +98,16 @@ def test_config_show_names_every_setting_and_what_is_not_applied(prefix: Path) -
     assert (shown["schema"], shown["applied"], shown["policy"]["max_memory_bytes"]) == (1, True, 16 * GIB)
 
 
+def test_config_show_tells_quotas_and_weights_in_words(prefix: Path) -> None:
+    config = prefix / "etc/config.yaml"
+    more = "quotas: [{label: team=a, memory: 40GiB, containers: 4}]\nweighted: {binpack: 0.7, topology: 0.3}\n"
+    config.write_text(config.read_text() + more)
+    assert vgpu(prefix, "config", "apply").returncode == 0
+    shown = vgpu(prefix, "config", "show").stdout
+    assert "team=a (memory 40 GiB, containers 4)" in shown
+    assert "binpack 0.7, topology 0.3" in shown
+
+
 def test_a_policy_that_cannot_work_is_not_applied(prefix: Path) -> None:
     config = prefix / "etc/config.yaml"
     before = (prefix / "etc/policy.json").read_bytes()
