@@ -17,7 +17,7 @@ import yaml
 
 from oci_hook.errors import HostError, shown
 
-KINDS = ("pass", "charge", "answer", "refuse", "unknown")
+KINDS = ("pass", "charge", "limit", "answer", "refuse", "unknown")
 KNOWN = Path(__file__).resolve().parent / "known_drivers"
 TABLES = {"libcuda": "entry_points.yaml", "libnvidia-ml": "nvml_entry_points.yaml"}
 # The debugger's and the profilers' door into libcuda, as functions and as variables: for a process outside, no memory.

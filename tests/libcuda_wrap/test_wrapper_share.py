@@ -27,7 +27,7 @@ def percent(box: Box, seconds: float = WINDOW_S) -> float:
 
 
 def holds(box: Box, share: int, seconds: float = WINDOW_S) -> None:
-    """Never above the share; and not below it, in one of four windows: a busy machine may not let the program launch."""
+    """Never above the share, and not below it in one of four windows: a busy machine may keep the program waiting."""
     got = []
     for _ in range(4):
         got.append(percent(box, seconds))

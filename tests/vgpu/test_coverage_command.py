@@ -50,6 +50,7 @@ def test_an_unknown_function_warns_in_a_new_driver_and_fails_in_a_known_one(
     assert found["names"] == {
         "pass": [],
         "charge": [],
+        "limit": [],
         "answer": ["cuInit"],
         "refuse": [],
         "unknown": ["cuMemAllocNew"],
