@@ -38,7 +38,7 @@ void vgw_cost_learn(struct vgw_cost *cost, uint64_t ns)
     else if (ns > 8 * cost->ns)
         cost->ns += (ns - cost->ns) / 2;
     else
-        cost->ns += (ns - cost->ns) / 512;
+        cost->ns += (ns - cost->ns) / 64;
 }
 
 void vgw_cost_forget_all(void)
