@@ -1,9 +1,8 @@
 """How exactly a compute share is held: one container, then four side by side, on one simulated GPU. `make bench-share`.
 
 A container is a box (quota, usage, wrapper) without namespaces: the limiter knows nothing else of it. What each has
-had is the simulated GPU's own count, read every 100 ms. Errors are in points: percent had, less percent asked for.
-Published figures of others for the mean error: 17.5 to 20.7 and 2.2 to 2.8 points (two controllers, one real GPU, by
-their authors).
+had is the simulated GPU's own count, read every 100 ms. Errors are in points: percent had, less percent asked for. For
+the mean error vgpu-manager's documents have 17.5 to 20.7 and 2.2 to 2.8 points (two controllers, a real RTX 4080).
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@
  * order. What has passed is kept as points (real, virtual) between which the clock ran evenly. */
 #define _GNU_SOURCE
 #include <pthread.h>
-#include <sched.h>
 #include <time.h>
 
 #include "vgs_region.h"
@@ -224,10 +223,8 @@ void vgs_wait(uint32_t gpu, uint64_t virtual_ns)
         uint64_t guess = run(gpu, clock, UINT64_MAX, virtual_ns, false).real_ns; /* if nobody else comes */
         if (guess > now + CHECK_NS)
             guess = now + CHECK_NS;
-        if (guess > now + 2 * SPIN_NS)
+        if (guess > now + 2 * SPIN_NS) /* else it turns round here: a yield could cost a busy machine's whole round */
             vgs_sleep_until(guess - SPIN_NS);
-        else
-            sched_yield();
     }
 }
 

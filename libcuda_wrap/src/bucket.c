@@ -6,7 +6,7 @@
 
 #include "vgw_region.h"
 
-#define BURST_NS  10000000 /* tokens that an idle container keeps */
+#define BURST_NS  20000000 /* tokens that a container keeps which is idle, or gets no CPU: 2 points of a second */
 #define REFILL_NS 20000u   /* not more often: each refill drops a fraction of a token */
 #define GPU_BITS  4u
 

@@ -48,7 +48,8 @@ def test_the_quota_file_read_by_the_header(layout: Any) -> None:
         assert part.cores_percent == (slice_.cores_percent or 100)
         assert part.flags == constants()["VGW_FLAG_SOFT"]
         assert part.priority == 2
-        assert bytes(layout.buffer(part.reserved)) == bytes(60)
+        assert part.charge_permille == 0
+        assert bytes(layout.buffer(part.reserved)) == bytes(56)
     assert bytes(layout.buffer(found.gpus + 2, (16 - 2) * 128)) == bytes((16 - 2) * 128)
 
 
