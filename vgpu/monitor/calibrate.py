@@ -4,7 +4,7 @@ Events around a launch also measure the time slices that neighbours had meanwhil
 much of the GPU the container really had; their ratio is what the limiter should charge.
 
 The quota page has the field, `charge_permille`, but nothing may write it yet: `publish` does so once the bindings have
-a writer. The ratio is of what was measured; a limiter that charges by an earlier ratio already must be told the product.
+a writer. The ratio is of what was measured; who charges by an earlier one already must be told the product.
 """
 
 from __future__ import annotations
