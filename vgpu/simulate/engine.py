@@ -86,7 +86,7 @@ class _Run:
             self.waiting[key] = deque(sorted(queue))
 
     def serve(self, now: int) -> None:
-        """Starts all who wait and fit. Jobs that ask for the same are one queue: if its head fits nowhere, none does."""
+        """Starts all who wait and fit. Jobs that ask for the same are one queue: if its head has no place, none has."""
         heads = [(key[0], queue[0], key) for key, queue in self.waiting.items() if queue]
         order = [(priority, number) for priority, number, _ in heads]
         keys = {number: key for _, number, key in heads}
