@@ -49,7 +49,8 @@ class _Run:
 
     def place(self, number: int) -> _Taken | None:
         """All instances of a job, or none."""
-        job, taken = self.jobs[number], []
+        job = self.jobs[number]
+        taken: _Taken = []
         for _ in range(job.instances):
             found = self.fleet.find(job.shape)
             if found is None:
