@@ -190,6 +190,16 @@ def simulate_command(
         command.run(cluster, trace, policy, preempt=preempt, to_file=report, as_json=json)
 
 
+@app.command("export")
+def export_command(
+    target: Annotated[str, typer.Option("--as", help="hami or volcano.")], config: Config = DEFAULT_CONFIG
+) -> None:
+    """Print the policy in force as settings of HAMi or Volcano."""
+    from vgpu import export
+
+    export.run(config, target)
+
+
 @app.command("version")
 def version_command(json: Json = False) -> None:
     """Show the version."""
