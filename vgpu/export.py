@@ -72,7 +72,7 @@ def translate(policy: Policy, target: str) -> tuple[str, list[str]]:
     text = (_HAMI if target == "hami" else _VOLCANO).format(
         notes="".join(f"# not exported: {note}\n" for note in notes),
         placement=policy.placement if policy.placement in _CHOICES else "binpack",
-        split=getattr(policy, "max_slices", None) or _SPLIT,
+        split=policy.max_slices or _SPLIT,
         memory=policy.overcommit_memory,
         cores=policy.overcommit_cores,
     )
@@ -83,7 +83,7 @@ def _unsaid(policy: Policy, target: str) -> list[str]:
     notes = []
     if policy.placement not in _CHOICES:
         notes.append(f"placement: {policy.placement}; binpack is written in its place")
-    if getattr(policy, "max_slices", None) is None:
+    if policy.max_slices is None:
         notes.append(f"no limit of slices on a GPU; {_SPLIT} is written, the usual one there")
     if target == "hami" and policy.overcommit_cores != 1:
         notes.append(f"overcommit.cores: {policy.overcommit_cores:g}; the chart has no value for it that we know")
@@ -95,6 +95,6 @@ def _unsaid(policy: Policy, target: str) -> list[str]:
         notes.append(f"max.gpus: {policy.max_gpus}; use a LimitRange on its GPU resource")
     if policy.burst != "hard":
         notes.append(f"burst: {policy.burst}; it is set per container there")
-    if getattr(policy, "quotas", ()):
+    if policy.quotas:
         notes.append("quotas; use a ResourceQuota per namespace")
     return notes

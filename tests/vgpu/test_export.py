@@ -47,6 +47,13 @@ def test_all_that_hami_cannot_say_is_said() -> None:
         assert any(name in note for note in notes), name
 
 
+def test_slices_are_exported_and_other_policies_are_told() -> None:
+    policy = Policy(runtime="/usr/bin/runc", prefix="/opt/vgpu", placement="topology", max_slices=4)
+    text, notes = export.translate(policy, "hami")
+    assert yaml.safe_load(text)["devicePlugin"]["deviceSplitCount"] == 4
+    assert notes == ["placement: topology; binpack is written in its place"]
+
+
 def test_another_target_is_refused() -> None:
     with pytest.raises(HostError, match="--as='slurm'") as caught:
         export.run("/nonexistent", "slurm")
