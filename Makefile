@@ -6,6 +6,7 @@
 # make storm   64 processes on one quota, killed at random, for 5 minutes
 # make gpu-check   on a machine with a GPU: does the slice hold, and what does it cost? Needs no Docker, no network
 # make bench-share   how exactly a compute share is held
+# make bench-placement  placement policies on simulated clusters, bit for bit as committed
 # Each sets up what it needs: see packaging/bootstrap.sh.
 
 PYTHON := .venv/bin/python
@@ -14,7 +15,7 @@ CC_CLIENT := $(PYTHON) -m ziglang cc -target $(shell uname -m)-linux-gnu.2.17 -O
 C_FILES = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h' | grep -v /generated/)
 PARTS := build/.launcher build/.python build/.wrapper build/.sim build/fixtures/cuda_client
 
-.PHONY: demo test lint build bench bench-wrapper bench-share storm gpu-check clean
+.PHONY: demo test lint build bench bench-wrapper bench-share bench-placement storm gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -51,6 +52,9 @@ gpu-check:
 
 bench-share: build
 	$(PYTHON) -m benchmarks.share
+
+bench-placement: .venv/.bootstrapped
+	PYTHONPATH=. $(PYTHON) -m benchmarks.placement
 
 clean:
 	rm -rf build/launcher build/python build/wrapper build/sim build/fixtures build/.launcher build/.python build/.wrapper build/.sim

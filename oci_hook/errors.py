@@ -63,6 +63,10 @@ CODES: dict[str, str] = {
     "VGPU-MON-002": "another monitor already watches this host",
     "VGPU-MON-003": "a container that is not known, or a name that several have",
     "VGPU-MON-004": "the metrics cannot be served or written",
+    # vgpu simulate
+    "VGPU-SIM-001": "a cluster file that cannot be used",
+    "VGPU-SIM-002": "a trace of jobs that cannot be used",
+    "VGPU-SIM-003": "a simulation that cannot be run as it was asked for",
 }
 
 

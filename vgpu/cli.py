@@ -166,6 +166,40 @@ def wrapper_coverage_command(
     raise typer.Exit(coverage.run(config, library, as_json=json))
 
 
+@app.command("simulate")
+def simulate_command(
+    cluster: Annotated[str, typer.Option("--cluster", help="The nodes, a YAML file.")],
+    trace: Annotated[str, typer.Option("--trace", help="The jobs, a CSV file.")],
+    policy: Annotated[str, typer.Option("--policy", help="Policies to compare, with commas.")] = "binpack,spread",
+    preempt: Annotated[bool, typer.Option("--preempt", help="Priority may end running jobs.")] = False,
+    report: Annotated[str | None, typer.Option("--report", help="Write an HTML page here.")] = None,
+    generate: Annotated[
+        str | None, typer.Option("--generate", help="Write --trace instead: shared, mixed or lopsided.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", help="With --generate: how many.")] = 10_000,
+    load: Annotated[float, typer.Option("--load", help="With --generate: work, as a share of the cluster.")] = 0.9,
+    seed: Annotated[int, typer.Option("--seed", help="With --generate: the same seed, the same trace.")] = 7,
+    json: Json = False,
+) -> None:
+    """What placement policies would do with a cluster and a trace of jobs."""
+    from vgpu.simulate import command
+
+    if generate is not None:
+        command.write_trace(cluster, trace, generate, jobs=jobs, load=load, seed=seed)
+    else:
+        command.run(cluster, trace, policy, preempt=preempt, to_file=report, as_json=json)
+
+
+@app.command("export")
+def export_command(
+    target: Annotated[str, typer.Option("--as", help="hami or volcano.")], config: Config = DEFAULT_CONFIG
+) -> None:
+    """Print the policy in force as settings of HAMi or Volcano."""
+    from vgpu import export
+
+    export.run(config, target)
+
+
 @app.command("version")
 def version_command(json: Json = False) -> None:
     """Show the version."""

@@ -1,0 +1,56 @@
+"""What is simulated: kinds of nodes, and jobs. Times are whole seconds since the trace's first arrival."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from oci_hook.records import Ask
+
+PRIORITIES = ("high", "normal", "low")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeKind:
+    """count: of such nodes. gpus: on each of them. memory_bytes: of one GPU."""
+
+    count: int
+    gpu: str
+    gpus: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    kinds: tuple[NodeKind, ...]
+    overcommit_memory: float = 1.0
+    overcommit_cores: float = 1.0
+
+    @property
+    def gpus(self) -> int:
+        return sum(kind.count * kind.gpus for kind in self.kinds)
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(kind.count * kind.gpus * kind.memory_bytes for kind in self.kinds)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What jobs ask for. gpus: of one node, each with `ask`. models: of GPUs that will do, in lower case; (): all."""
+
+    ask: Ask
+    gpus: int = 1
+    models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """instances: how many of `shape` start together or not at all. owner: whom fairness counts it for."""
+
+    name: str
+    owner: str
+    arrival_s: int
+    duration_s: int
+    shape: Shape
+    instances: int = 1
+    priority: str = "normal"
