@@ -23,6 +23,8 @@ CUresult vgw_external_import(vgw_fn_external_import *real, CUexternalMemory *ext
     if (result == CUDA_SUCCESS) {
         vgw_driver.cuDestroyExternalMemory(*extMem_out);
         result = CUDA_ERROR_OUT_OF_MEMORY;
+    } else if (result == CUDA_ERROR_OUT_OF_MEMORY) {
+        vgw_denied(gpu, VGW_DENIED_DRIVER, bytes);
     }
     vgw_refund(gpu, bytes);
     return result;

@@ -66,9 +66,9 @@ static CUresult add_need(CUgraph graph, struct need *need, unsigned depth)
     return result;
 }
 
-/* Gives back what is owed above what the driver still holds. A graph that ended meanwhile may hold memory that the
+/* Gives back what is owed above what the driver still holds; true if that was anything. A graph that ended meanwhile may hold memory that the
  * driver's answer does not have: its own end settles it. */
-static void settle(CUdevice device, unsigned gpu)
+static bool settle(CUdevice device, unsigned gpu)
 {
     uint64_t held = 0, back = 0;
     pthread_mutex_lock(&owing);
@@ -77,7 +77,7 @@ static void settle(CUdevice device, unsigned gpu)
     pthread_mutex_unlock(&owing);
     if (nothing || vgw_driver.cuDeviceGetGraphMemAttribute == NULL ||
         vgw_driver.cuDeviceGetGraphMemAttribute(device, CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT, &held) != CUDA_SUCCESS)
-        return;
+        return false;
     pthread_mutex_lock(&owing);
     if (before == ends && owed.bytes[gpu] > held) {
         back = owed.bytes[gpu] - held;
@@ -85,21 +85,20 @@ static void settle(CUdevice device, unsigned gpu)
     }
     pthread_mutex_unlock(&owing);
     vgw_refund(gpu, back);
+    return back > 0;
 }
 
-static void trim_all(void)
+/* Before an allocation is refused, and at the end of a graph: the driver lets go of what its graphs do not use. */
+static bool trim(unsigned gpu)
 {
-    for (int ordinal = 0; ordinal < vgw_device_count(); ordinal++) {
-        const CUdevice device = vgw_device_at(ordinal);
-        unsigned gpu;
-        pthread_mutex_lock(&owing);
-        const bool owes = vgw_device_gpu(device, &gpu) == CUDA_SUCCESS && owed.bytes[gpu] > 0;
-        pthread_mutex_unlock(&owing);
-        if (owes && vgw_driver.cuDeviceGraphMemTrim != NULL) {
-            vgw_driver.cuDeviceGraphMemTrim(device);
-            settle(device, gpu);
-        }
-    }
+    const CUdevice device = vgw_device_of(gpu);
+    pthread_mutex_lock(&owing);
+    const uint64_t before = owed.bytes[gpu];
+    pthread_mutex_unlock(&owing);
+    if (before == 0 || vgw_driver.cuDeviceGraphMemTrim == NULL ||
+        vgw_driver.cuDeviceGraphMemTrim(device) != CUDA_SUCCESS)
+        return false;
+    return settle(device, gpu);
 }
 
 static void give_back(const struct need *need)
@@ -107,14 +106,6 @@ static void give_back(const struct need *need)
     for (unsigned gpu = 0; gpu < VGW_MAX_GPUS; gpu++)
         if (need->bytes[gpu] > 0)
             vgw_refund(gpu, need->bytes[gpu]);
-}
-
-static bool take(unsigned gpu, uint64_t bytes)
-{
-    if (vgw_charge(gpu, bytes))
-        return true;
-    trim_all();
-    return vgw_charge(gpu, bytes);
 }
 
 /* CUDA_SUCCESS once all that the graph needs is charged. */
@@ -129,7 +120,7 @@ static CUresult begin(CUgraph graph, struct need *need)
     if (result != CUDA_SUCCESS)
         return result;
     unsigned gpu = 0;
-    while (gpu < VGW_MAX_GPUS && (need->bytes[gpu] == 0 || take(gpu, need->bytes[gpu])))
+    while (gpu < VGW_MAX_GPUS && (need->bytes[gpu] == 0 || vgw_charge(gpu, need->bytes[gpu])))
         gpu++;
     if (gpu == VGW_MAX_GPUS)
         return CUDA_SUCCESS;
@@ -148,6 +139,9 @@ static uint64_t key_of(CUgraphExec exec, unsigned gpu)
 static CUresult end(CUresult result, const CUgraphExec *exec, const struct need *need)
 {
     unsigned kept = 0;
+    for (unsigned gpu = 0; result == CUDA_ERROR_OUT_OF_MEMORY && gpu < VGW_MAX_GPUS; gpu++)
+        if (need->bytes[gpu] > 0)
+            vgw_denied(gpu, VGW_DENIED_DRIVER, need->bytes[gpu]);
     if (result != CUDA_SUCCESS) {
         give_back(need);
         return result;
@@ -214,8 +208,9 @@ CUresult vgw_graph_exec_destroy(vgw_fn_graph_exec_destroy *real, CUgraphExec hGr
     pthread_mutex_unlock(&owing);
     for (unsigned gpu = 0; result != CUDA_SUCCESS && gpu < VGW_MAX_GPUS; gpu++)
         vgw_freed(&freeing[gpu], result); /* it is still there */
-    if (result == CUDA_SUCCESS)
-        trim_all();
+    vgw_reclaim[VGW_RECLAIM_GRAPHS] = trim;
+    for (unsigned gpu = 0; result == CUDA_SUCCESS && gpu < VGW_MAX_GPUS; gpu++)
+        trim(gpu);
     return result;
 }
 

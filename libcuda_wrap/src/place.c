@@ -223,5 +223,10 @@ CUresult vgw_refuse(void)
     int count;
     vgw_real(0);
     const CUresult result = vgw_driver.cuDeviceGetCount == NULL ? CUDA_SUCCESS : vgw_driver.cuDeviceGetCount(&count);
-    return result != CUDA_SUCCESS ? result : CUDA_ERROR_NOT_SUPPORTED;
+    if (result != CUDA_SUCCESS)
+        return result;
+    unsigned gpu;
+    if (vgw_gpu_here(&gpu) == CUDA_SUCCESS)
+        vgw_denied(gpu, VGW_DENIED_REFUSED, 0); /* how much it would have been, nobody knows */
+    return CUDA_ERROR_NOT_SUPPORTED;
 }

@@ -91,7 +91,7 @@ static struct pool *add(CUmemoryPool handle, unsigned gpu)
     if (pool != NULL) {
         *pool = (struct pool){.next = pools, .handle = handle, .gpu = gpu};
         pools = pool;
-        vgw_reclaim = reclaim;
+        vgw_reclaim[VGW_RECLAIM_POOLS] = reclaim;
     }
     return pool;
 }

@@ -13,7 +13,18 @@ import pytest
 
 from libcuda_wrap.sim import create
 from libcuda_wrap.toolchain import PACKAGE, Toolchain
-from tests.libcuda_wrap.wrapped import C_TESTS, GIB, INVALID_VALUE, MIB, OK, OUT_OF_MEMORY, Box, Client, part
+from tests.libcuda_wrap.wrapped import (
+    C_TESTS,
+    GIB,
+    INVALID_VALUE,
+    MIB,
+    NOT_SUPPORTED,
+    OK,
+    OUT_OF_MEMORY,
+    Box,
+    Client,
+    part,
+)
 
 INVALID_CONTEXT, INVALID_HANDLE = 201, 400
 Start = Callable[[], Client]
@@ -110,12 +121,15 @@ def test_what_an_ended_graph_left_allocated_stays_charged(box: Box, start: Start
     assert (box.used(), taken(box)) == (0, 0)
 
 
-def test_room_is_made_for_a_graph_before_it_is_refused(box: Box, start: Start) -> None:
+def test_room_is_made_before_a_graph_or_an_allocation_is_refused(box: Box, start: Start) -> None:
     box.fresh(part(0, 1000))
     client = start()
     ok(client, "g_new 0", "g_alloc 0 1000 0", "g_make 0", "g_launch 0", "g_end 0", "free 0")
     ok(client, "g_new 1", "g_alloc 1 1000 1", "g_make 1", "g_launch 1")
     assert box.used() == 1000 == taken(box)
+    ok(client, "g_end 1", "free 1", "alloc 2 1000")
+    assert box.used() == 1000 == taken(box)
+    assert box.usage().gpus[0].denied_count == 0
 
 
 def exported(client: Client, size: int) -> int:
@@ -227,3 +241,10 @@ def test_external_memory_is_charged_until_it_is_destroyed(box: Box, start: Start
     ok(client, "ext_end 0")
     assert client.ask("ext_end 0")[0] == INVALID_HANDLE
     assert (box.used(), taken(box)) == (0, 0)
+
+
+def test_what_is_refused_is_counted(box: Box, start: Start) -> None:
+    box.fresh(part(0, GIB))
+    client = start()
+    assert client.ask("multicast 0")[0] == NOT_SUPPORTED
+    assert box.usage().gpus[0].denied["refused"] == 1

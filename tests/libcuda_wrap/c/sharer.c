@@ -114,6 +114,8 @@ static CUresult share_command(const char *verb, word a, word b, word c)
     }
     if (strcmp(verb, "ext_end") == 0)
         return cuDestroyExternalMemory((CUexternalMemory)reg[a]);
+    if (strcmp(verb, "multicast") == 0)
+        return cuMulticastCreate(&reg[a], NULL);
     if (strcmp(verb, "write") == 0)
         return cuMemsetD8_v2(reg[a], (unsigned char)b, 16);
     return CUDA_ERROR_UNKNOWN;
