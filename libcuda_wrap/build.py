@@ -46,6 +46,9 @@ CUDA = Wrapper(
         "limit.c",
         "measure.c",
         "cost.c",
+        "graphmem.c",
+        "ipc.c",
+        "external.c",
     ),
 )
 NVML = Wrapper(soname="libnvidia-ml.so.1", driver="libvgpu-nvml.so", key="nvml", sources=("nvml.c", "nvml_process.c"))

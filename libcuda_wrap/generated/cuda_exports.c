@@ -100,6 +100,13 @@ VGW_EXPORT CUresult cuCtxSynchronize_v2(CUcontext ctx)
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_ctx_synchronize_v2(real, ctx);
 }
 
+VGW_EXPORT CUresult cuDestroyExternalMemory(CUexternalMemory extMem);
+VGW_EXPORT CUresult cuDestroyExternalMemory(CUexternalMemory extMem)
+{
+    vgw_fn_external_destroy *real = (vgw_fn_external_destroy *)vgw_real(VGW_AT_cuDestroyExternalMemory);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_external_destroy(real, extMem);
+}
+
 VGW_EXPORT CUresult cuDeviceGet(CUdevice *device, int ordinal);
 VGW_EXPORT CUresult cuDeviceGet(CUdevice *device, int ordinal)
 {
@@ -119,6 +126,13 @@ VGW_EXPORT CUresult cuDeviceGetCount(int *count)
 {
     vgw_fn_device_get_count *real = (vgw_fn_device_get_count *)vgw_real(VGW_AT_cuDeviceGetCount);
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_device_get_count(real, count);
+}
+
+VGW_EXPORT CUresult cuDeviceGraphMemTrim(CUdevice device);
+VGW_EXPORT CUresult cuDeviceGraphMemTrim(CUdevice device)
+{
+    vgw_fn_graph_mem_trim *real = (vgw_fn_graph_mem_trim *)vgw_real(VGW_AT_cuDeviceGraphMemTrim);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_graph_mem_trim(real, device);
 }
 
 VGW_EXPORT CUresult cuDevicePrimaryCtxRelease(CUdevice dev);
@@ -191,29 +205,46 @@ VGW_EXPORT CUresult cuGetProcAddress_v2(const char *symbol, void **pfn, int cuda
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_get_proc_address(real, symbol, pfn, cudaVersion, flags, symbolStatus);
 }
 
-VGW_EXPORT CUresult cuGraphAddMemAllocNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies, size_t numDependencies, CUDA_MEM_ALLOC_NODE_PARAMS *nodeParams);
-VGW_EXPORT CUresult cuGraphAddMemAllocNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies, size_t numDependencies, CUDA_MEM_ALLOC_NODE_PARAMS *nodeParams)
+VGW_EXPORT CUresult cuGraphExecDestroy(CUgraphExec hGraphExec);
+VGW_EXPORT CUresult cuGraphExecDestroy(CUgraphExec hGraphExec)
 {
-    (void)phGraphNode;
-    (void)hGraph;
-    (void)dependencies;
-    (void)numDependencies;
-    (void)nodeParams;
-    return vgw_refuse();
+    vgw_fn_graph_exec_destroy *real = (vgw_fn_graph_exec_destroy *)vgw_real(VGW_AT_cuGraphExecDestroy);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_graph_exec_destroy(real, hGraphExec);
 }
 
-VGW_EXPORT CUresult cuGraphAddNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies, size_t numDependencies, CUgraphNodeParams *nodeParams);
-VGW_EXPORT CUresult cuGraphAddNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies, size_t numDependencies, CUgraphNodeParams *nodeParams)
+VGW_EXPORT CUresult cuGraphInstantiate(CUgraphExec *phGraphExec, CUgraph hGraph, CUgraphNode *phErrorNode, char *logBuffer, size_t bufferSize);
+VGW_EXPORT CUresult cuGraphInstantiate(CUgraphExec *phGraphExec, CUgraph hGraph, CUgraphNode *phErrorNode, char *logBuffer, size_t bufferSize)
 {
-    vgw_fn_graph_add_node *real = (vgw_fn_graph_add_node *)vgw_real(VGW_AT_cuGraphAddNode);
-    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_graph_add_node(real, phGraphNode, hGraph, dependencies, numDependencies, nodeParams);
+    vgw_fn_graph_instantiate *real = (vgw_fn_graph_instantiate *)vgw_real(VGW_AT_cuGraphInstantiate);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_graph_instantiate(real, phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize);
 }
 
-VGW_EXPORT CUresult cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies, const CUgraphEdgeData *dependencyData, size_t numDependencies, CUgraphNodeParams *nodeParams);
-VGW_EXPORT CUresult cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies, const CUgraphEdgeData *dependencyData, size_t numDependencies, CUgraphNodeParams *nodeParams)
+VGW_EXPORT CUresult cuGraphInstantiateWithFlags(CUgraphExec *phGraphExec, CUgraph hGraph, unsigned long long flags);
+VGW_EXPORT CUresult cuGraphInstantiateWithFlags(CUgraphExec *phGraphExec, CUgraph hGraph, unsigned long long flags)
 {
-    vgw_fn_graph_add_node_v2 *real = (vgw_fn_graph_add_node_v2 *)vgw_real(VGW_AT_cuGraphAddNode_v2);
-    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_graph_add_node_v2(real, phGraphNode, hGraph, dependencies, dependencyData, numDependencies, nodeParams);
+    vgw_fn_graph_instantiate_flags *real = (vgw_fn_graph_instantiate_flags *)vgw_real(VGW_AT_cuGraphInstantiateWithFlags);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_graph_instantiate_flags(real, phGraphExec, hGraph, flags);
+}
+
+VGW_EXPORT CUresult cuGraphInstantiateWithParams(CUgraphExec *phGraphExec, CUgraph hGraph, CUDA_GRAPH_INSTANTIATE_PARAMS *instantiateParams);
+VGW_EXPORT CUresult cuGraphInstantiateWithParams(CUgraphExec *phGraphExec, CUgraph hGraph, CUDA_GRAPH_INSTANTIATE_PARAMS *instantiateParams)
+{
+    vgw_fn_graph_instantiate_params *real = (vgw_fn_graph_instantiate_params *)vgw_real(VGW_AT_cuGraphInstantiateWithParams);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_graph_instantiate_params(real, phGraphExec, hGraph, instantiateParams);
+}
+
+VGW_EXPORT CUresult cuGraphInstantiateWithParams_ptsz(CUgraphExec *phGraphExec, CUgraph hGraph, CUDA_GRAPH_INSTANTIATE_PARAMS *instantiateParams);
+VGW_EXPORT CUresult cuGraphInstantiateWithParams_ptsz(CUgraphExec *phGraphExec, CUgraph hGraph, CUDA_GRAPH_INSTANTIATE_PARAMS *instantiateParams)
+{
+    vgw_fn_graph_instantiate_params *real = (vgw_fn_graph_instantiate_params *)vgw_real(VGW_AT_cuGraphInstantiateWithParams_ptsz);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_graph_instantiate_params(real, phGraphExec, hGraph, instantiateParams);
+}
+
+VGW_EXPORT CUresult cuGraphInstantiate_v2(CUgraphExec *phGraphExec, CUgraph hGraph, CUgraphNode *phErrorNode, char *logBuffer, size_t bufferSize);
+VGW_EXPORT CUresult cuGraphInstantiate_v2(CUgraphExec *phGraphExec, CUgraph hGraph, CUgraphNode *phErrorNode, char *logBuffer, size_t bufferSize)
+{
+    vgw_fn_graph_instantiate *real = (vgw_fn_graph_instantiate *)vgw_real(VGW_AT_cuGraphInstantiate_v2);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_graph_instantiate(real, phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize);
 }
 
 VGW_EXPORT CUresult cuGraphLaunch(CUgraphExec hGraphExec, CUstream hStream);
@@ -233,9 +264,8 @@ VGW_EXPORT CUresult cuGraphLaunch_ptsz(CUgraphExec hGraphExec, CUstream hStream)
 VGW_EXPORT CUresult cuImportExternalMemory(CUexternalMemory *extMem_out, const CUDA_EXTERNAL_MEMORY_HANDLE_DESC *memHandleDesc);
 VGW_EXPORT CUresult cuImportExternalMemory(CUexternalMemory *extMem_out, const CUDA_EXTERNAL_MEMORY_HANDLE_DESC *memHandleDesc)
 {
-    (void)extMem_out;
-    (void)memHandleDesc;
-    return vgw_refuse();
+    vgw_fn_external_import *real = (vgw_fn_external_import *)vgw_real(VGW_AT_cuImportExternalMemory);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_external_import(real, extMem_out, memHandleDesc);
 }
 
 VGW_EXPORT CUresult cuInit(unsigned int Flags);
@@ -245,22 +275,25 @@ VGW_EXPORT CUresult cuInit(unsigned int Flags)
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_init(real, Flags);
 }
 
+VGW_EXPORT CUresult cuIpcCloseMemHandle(CUdeviceptr dptr);
+VGW_EXPORT CUresult cuIpcCloseMemHandle(CUdeviceptr dptr)
+{
+    vgw_fn_ipc_close *real = (vgw_fn_ipc_close *)vgw_real(VGW_AT_cuIpcCloseMemHandle);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_ipc_close(real, dptr);
+}
+
 VGW_EXPORT CUresult cuIpcOpenMemHandle(CUdeviceptr *pdptr, CUipcMemHandle handle, unsigned int Flags);
 VGW_EXPORT CUresult cuIpcOpenMemHandle(CUdeviceptr *pdptr, CUipcMemHandle handle, unsigned int Flags)
 {
-    (void)pdptr;
-    (void)handle;
-    (void)Flags;
-    return vgw_refuse();
+    vgw_fn_ipc_open *real = (vgw_fn_ipc_open *)vgw_real(VGW_AT_cuIpcOpenMemHandle);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_ipc_open(real, pdptr, handle, Flags);
 }
 
 VGW_EXPORT CUresult cuIpcOpenMemHandle_v2(CUdeviceptr *pdptr, CUipcMemHandle handle, unsigned int Flags);
 VGW_EXPORT CUresult cuIpcOpenMemHandle_v2(CUdeviceptr *pdptr, CUipcMemHandle handle, unsigned int Flags)
 {
-    (void)pdptr;
-    (void)handle;
-    (void)Flags;
-    return vgw_refuse();
+    vgw_fn_ipc_open *real = (vgw_fn_ipc_open *)vgw_real(VGW_AT_cuIpcOpenMemHandle_v2);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_ipc_open(real, pdptr, handle, Flags);
 }
 
 VGW_EXPORT CUresult cuLaunch(CUfunction f);
@@ -406,11 +439,8 @@ VGW_EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t siz
 VGW_EXPORT CUresult cuMemExportToShareableHandle(void *shareableHandle, CUmemGenericAllocationHandle handle, CUmemAllocationHandleType handleType, unsigned long long flags);
 VGW_EXPORT CUresult cuMemExportToShareableHandle(void *shareableHandle, CUmemGenericAllocationHandle handle, CUmemAllocationHandleType handleType, unsigned long long flags)
 {
-    (void)shareableHandle;
-    (void)handle;
-    (void)handleType;
-    (void)flags;
-    return vgw_refuse();
+    vgw_fn_mem_export *real = (vgw_fn_mem_export *)vgw_real(VGW_AT_cuMemExportToShareableHandle);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_mem_export(real, shareableHandle, handle, handleType, flags);
 }
 
 VGW_EXPORT CUresult cuMemFree(CUdeviceptr_v1 dptr);
@@ -469,10 +499,8 @@ VGW_EXPORT CUresult cuMemGetInfo_v2(size_t *free, size_t *total)
 VGW_EXPORT CUresult cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, void *osHandle, CUmemAllocationHandleType shHandleType);
 VGW_EXPORT CUresult cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, void *osHandle, CUmemAllocationHandleType shHandleType)
 {
-    (void)handle;
-    (void)osHandle;
-    (void)shHandleType;
-    return vgw_refuse();
+    vgw_fn_mem_import *real = (vgw_fn_mem_import *)vgw_real(VGW_AT_cuMemImportFromShareableHandle);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_mem_import(real, handle, osHandle, shHandleType);
 }
 
 VGW_EXPORT CUresult cuMemMap(CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAllocationHandle handle, unsigned long long flags);
@@ -643,9 +671,11 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuCtxSetLimit", (void *)cuCtxSetLimit},
     {"cuCtxSynchronize", (void *)cuCtxSynchronize},
     {"cuCtxSynchronize_v2", (void *)cuCtxSynchronize_v2},
+    {"cuDestroyExternalMemory", (void *)cuDestroyExternalMemory},
     {"cuDeviceGet", (void *)cuDeviceGet},
     {"cuDeviceGetByPCIBusId", (void *)cuDeviceGetByPCIBusId},
     {"cuDeviceGetCount", (void *)cuDeviceGetCount},
+    {"cuDeviceGraphMemTrim", (void *)cuDeviceGraphMemTrim},
     {"cuDevicePrimaryCtxRelease", (void *)cuDevicePrimaryCtxRelease},
     {"cuDevicePrimaryCtxRelease_v2", (void *)cuDevicePrimaryCtxRelease_v2},
     {"cuDevicePrimaryCtxReset", (void *)cuDevicePrimaryCtxReset},
@@ -656,13 +686,17 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuEventSynchronize", (void *)cuEventSynchronize},
     {"cuGetProcAddress", (void *)cuGetProcAddress},
     {"cuGetProcAddress_v2", (void *)cuGetProcAddress_v2},
-    {"cuGraphAddMemAllocNode", (void *)cuGraphAddMemAllocNode},
-    {"cuGraphAddNode", (void *)cuGraphAddNode},
-    {"cuGraphAddNode_v2", (void *)cuGraphAddNode_v2},
+    {"cuGraphExecDestroy", (void *)cuGraphExecDestroy},
+    {"cuGraphInstantiate", (void *)cuGraphInstantiate},
+    {"cuGraphInstantiateWithFlags", (void *)cuGraphInstantiateWithFlags},
+    {"cuGraphInstantiateWithParams", (void *)cuGraphInstantiateWithParams},
+    {"cuGraphInstantiateWithParams_ptsz", (void *)cuGraphInstantiateWithParams_ptsz},
+    {"cuGraphInstantiate_v2", (void *)cuGraphInstantiate_v2},
     {"cuGraphLaunch", (void *)cuGraphLaunch},
     {"cuGraphLaunch_ptsz", (void *)cuGraphLaunch_ptsz},
     {"cuImportExternalMemory", (void *)cuImportExternalMemory},
     {"cuInit", (void *)cuInit},
+    {"cuIpcCloseMemHandle", (void *)cuIpcCloseMemHandle},
     {"cuIpcOpenMemHandle", (void *)cuIpcOpenMemHandle},
     {"cuIpcOpenMemHandle_v2", (void *)cuIpcOpenMemHandle_v2},
     {"cuLaunch", (void *)cuLaunch},

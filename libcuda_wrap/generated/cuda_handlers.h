@@ -19,9 +19,11 @@ enum vgw_cuda_index {
     VGW_AT_cuCtxSetLimit,
     VGW_AT_cuCtxSynchronize,
     VGW_AT_cuCtxSynchronize_v2,
+    VGW_AT_cuDestroyExternalMemory,
     VGW_AT_cuDeviceGet,
     VGW_AT_cuDeviceGetByPCIBusId,
     VGW_AT_cuDeviceGetCount,
+    VGW_AT_cuDeviceGraphMemTrim,
     VGW_AT_cuDevicePrimaryCtxRelease,
     VGW_AT_cuDevicePrimaryCtxRelease_v2,
     VGW_AT_cuDevicePrimaryCtxReset,
@@ -32,13 +34,17 @@ enum vgw_cuda_index {
     VGW_AT_cuEventSynchronize,
     VGW_AT_cuGetProcAddress,
     VGW_AT_cuGetProcAddress_v2,
-    VGW_AT_cuGraphAddMemAllocNode,
-    VGW_AT_cuGraphAddNode,
-    VGW_AT_cuGraphAddNode_v2,
+    VGW_AT_cuGraphExecDestroy,
+    VGW_AT_cuGraphInstantiate,
+    VGW_AT_cuGraphInstantiateWithFlags,
+    VGW_AT_cuGraphInstantiateWithParams,
+    VGW_AT_cuGraphInstantiateWithParams_ptsz,
+    VGW_AT_cuGraphInstantiate_v2,
     VGW_AT_cuGraphLaunch,
     VGW_AT_cuGraphLaunch_ptsz,
     VGW_AT_cuImportExternalMemory,
     VGW_AT_cuInit,
+    VGW_AT_cuIpcCloseMemHandle,
     VGW_AT_cuIpcOpenMemHandle,
     VGW_AT_cuIpcOpenMemHandle_v2,
     VGW_AT_cuLaunch,
@@ -116,12 +122,16 @@ typedef CUresult vgw_fn_ctx_synchronize(void);
 CUresult vgw_ctx_synchronize(vgw_fn_ctx_synchronize *real);
 typedef CUresult vgw_fn_ctx_synchronize_v2(CUcontext);
 CUresult vgw_ctx_synchronize_v2(vgw_fn_ctx_synchronize_v2 *real, CUcontext ctx);
+typedef CUresult vgw_fn_external_destroy(CUexternalMemory);
+CUresult vgw_external_destroy(vgw_fn_external_destroy *real, CUexternalMemory extMem);
 typedef CUresult vgw_fn_device_get(CUdevice *, int);
 CUresult vgw_device_get(vgw_fn_device_get *real, CUdevice *device, int ordinal);
 typedef CUresult vgw_fn_device_get_by_pci(CUdevice *, const char *);
 CUresult vgw_device_get_by_pci(vgw_fn_device_get_by_pci *real, CUdevice *dev, const char *pciBusId);
 typedef CUresult vgw_fn_device_get_count(int *);
 CUresult vgw_device_get_count(vgw_fn_device_get_count *real, int *count);
+typedef CUresult vgw_fn_graph_mem_trim(CUdevice);
+CUresult vgw_graph_mem_trim(vgw_fn_graph_mem_trim *real, CUdevice device);
 typedef CUresult vgw_fn_primary_release(CUdevice);
 CUresult vgw_primary_release(vgw_fn_primary_release *real, CUdevice dev);
 typedef CUresult vgw_fn_primary_reset(CUdevice);
@@ -138,14 +148,24 @@ typedef CUresult vgw_fn_get_proc_address_v1(const char *, void **, int, cuuint64
 CUresult vgw_get_proc_address_v1(vgw_fn_get_proc_address_v1 *real, const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags);
 typedef CUresult vgw_fn_get_proc_address(const char *, void **, int, cuuint64_t, CUdriverProcAddressQueryResult *);
 CUresult vgw_get_proc_address(vgw_fn_get_proc_address *real, const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags, CUdriverProcAddressQueryResult *symbolStatus);
-typedef CUresult vgw_fn_graph_add_node(CUgraphNode *, CUgraph, const CUgraphNode *, size_t, CUgraphNodeParams *);
-CUresult vgw_graph_add_node(vgw_fn_graph_add_node *real, CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies, size_t numDependencies, CUgraphNodeParams *nodeParams);
-typedef CUresult vgw_fn_graph_add_node_v2(CUgraphNode *, CUgraph, const CUgraphNode *, const CUgraphEdgeData *, size_t, CUgraphNodeParams *);
-CUresult vgw_graph_add_node_v2(vgw_fn_graph_add_node_v2 *real, CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies, const CUgraphEdgeData *dependencyData, size_t numDependencies, CUgraphNodeParams *nodeParams);
+typedef CUresult vgw_fn_graph_exec_destroy(CUgraphExec);
+CUresult vgw_graph_exec_destroy(vgw_fn_graph_exec_destroy *real, CUgraphExec hGraphExec);
+typedef CUresult vgw_fn_graph_instantiate(CUgraphExec *, CUgraph, CUgraphNode *, char *, size_t);
+CUresult vgw_graph_instantiate(vgw_fn_graph_instantiate *real, CUgraphExec *phGraphExec, CUgraph hGraph, CUgraphNode *phErrorNode, char *logBuffer, size_t bufferSize);
+typedef CUresult vgw_fn_graph_instantiate_flags(CUgraphExec *, CUgraph, unsigned long long);
+CUresult vgw_graph_instantiate_flags(vgw_fn_graph_instantiate_flags *real, CUgraphExec *phGraphExec, CUgraph hGraph, unsigned long long flags);
+typedef CUresult vgw_fn_graph_instantiate_params(CUgraphExec *, CUgraph, CUDA_GRAPH_INSTANTIATE_PARAMS *);
+CUresult vgw_graph_instantiate_params(vgw_fn_graph_instantiate_params *real, CUgraphExec *phGraphExec, CUgraph hGraph, CUDA_GRAPH_INSTANTIATE_PARAMS *instantiateParams);
 typedef CUresult vgw_fn_graph_launch(CUgraphExec, CUstream);
 CUresult vgw_graph_launch(vgw_fn_graph_launch *real, CUgraphExec hGraphExec, CUstream hStream);
+typedef CUresult vgw_fn_external_import(CUexternalMemory *, const CUDA_EXTERNAL_MEMORY_HANDLE_DESC *);
+CUresult vgw_external_import(vgw_fn_external_import *real, CUexternalMemory *extMem_out, const CUDA_EXTERNAL_MEMORY_HANDLE_DESC *memHandleDesc);
 typedef CUresult vgw_fn_init(unsigned int);
 CUresult vgw_init(vgw_fn_init *real, unsigned int Flags);
+typedef CUresult vgw_fn_ipc_close(CUdeviceptr);
+CUresult vgw_ipc_close(vgw_fn_ipc_close *real, CUdeviceptr dptr);
+typedef CUresult vgw_fn_ipc_open(CUdeviceptr *, CUipcMemHandle, unsigned int);
+CUresult vgw_ipc_open(vgw_fn_ipc_open *real, CUdeviceptr *pdptr, CUipcMemHandle handle, unsigned int Flags);
 typedef CUresult vgw_fn_launch_old(CUfunction);
 CUresult vgw_launch_old(vgw_fn_launch_old *real, CUfunction f);
 typedef CUresult vgw_fn_launch_cooperative(CUfunction, unsigned int, unsigned int, unsigned int, unsigned int, unsigned int, unsigned int, unsigned int, CUstream, void **);
@@ -176,6 +196,8 @@ typedef CUresult vgw_fn_mem_alloc(CUdeviceptr *, size_t);
 CUresult vgw_mem_alloc(vgw_fn_mem_alloc *real, CUdeviceptr *dptr, size_t bytesize);
 typedef CUresult vgw_fn_mem_create(CUmemGenericAllocationHandle *, size_t, const CUmemAllocationProp *, unsigned long long);
 CUresult vgw_mem_create(vgw_fn_mem_create *real, CUmemGenericAllocationHandle *handle, size_t size, const CUmemAllocationProp *prop, unsigned long long flags);
+typedef CUresult vgw_fn_mem_export(void *, CUmemGenericAllocationHandle, CUmemAllocationHandleType, unsigned long long);
+CUresult vgw_mem_export(vgw_fn_mem_export *real, void *shareableHandle, CUmemGenericAllocationHandle handle, CUmemAllocationHandleType handleType, unsigned long long flags);
 typedef CUresult vgw_fn_mem_free_v1(CUdeviceptr_v1);
 CUresult vgw_mem_free_v1(vgw_fn_mem_free_v1 *real, CUdeviceptr_v1 dptr);
 typedef CUresult vgw_fn_mem_free_async(CUdeviceptr, CUstream);
@@ -186,6 +208,8 @@ typedef CUresult vgw_fn_mem_get_info_v1(unsigned int *, unsigned int *);
 CUresult vgw_mem_get_info_v1(vgw_fn_mem_get_info_v1 *real, unsigned int *free, unsigned int *total);
 typedef CUresult vgw_fn_mem_get_info(size_t *, size_t *);
 CUresult vgw_mem_get_info(vgw_fn_mem_get_info *real, size_t *free, size_t *total);
+typedef CUresult vgw_fn_mem_import(CUmemGenericAllocationHandle *, void *, CUmemAllocationHandleType);
+CUresult vgw_mem_import(vgw_fn_mem_import *real, CUmemGenericAllocationHandle *handle, void *osHandle, CUmemAllocationHandleType shHandleType);
 typedef CUresult vgw_fn_mem_map(CUdeviceptr, size_t, size_t, CUmemGenericAllocationHandle, unsigned long long);
 CUresult vgw_mem_map(vgw_fn_mem_map *real, CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAllocationHandle handle, unsigned long long flags);
 typedef CUresult vgw_fn_mem_pool_create(CUmemoryPool *, const CUmemPoolProps *);

@@ -83,13 +83,6 @@ typedef struct {
     size_t width, height;
 } CUDA_MEMSET_NODE_PARAMS;
 
-typedef struct {
-    cuuint64_t flags;
-    CUstream hUploadStream;
-    CUgraphNode hErrNode_out;
-    int result_out;
-} CUDA_GRAPH_INSTANTIATE_PARAMS;
-
 _Static_assert(sizeof(CUmemAllocationProp) == 32, "CUDA 13.0");
 _Static_assert(sizeof(CUmemPoolProps) == 88, "CUDA 13.0");
 _Static_assert(sizeof(CUDA_ARRAY_DESCRIPTOR) == 24, "CUDA 13.0");

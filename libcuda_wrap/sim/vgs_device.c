@@ -321,27 +321,3 @@ VGS_API cuDeviceGetTexture1DLinearMaxWidth(size_t *width, int format, unsigned c
     *width = (size_t)attributes[69];
     return CUDA_SUCCESS;
 }
-
-VGS_API cuDeviceGetGraphMemAttribute(CUdevice dev, int attribute, void *value)
-{
-    VGS_ENTER();
-    VGS_VALUE(value && attribute >= 0 && attribute <= 3);
-    VGS_DEVICE(dev);
-    *(cuuint64_t *)value = 0; /* no graph has memory nodes here */
-    return CUDA_SUCCESS;
-}
-
-VGS_API cuDeviceSetGraphMemAttribute(CUdevice dev, int attribute, void *value)
-{
-    VGS_ENTER();
-    VGS_VALUE(value && (attribute == 1 || attribute == 3) && *(cuuint64_t *)value == 0);
-    VGS_DEVICE(dev);
-    return CUDA_SUCCESS;
-}
-
-VGS_API cuDeviceGraphMemTrim(CUdevice dev)
-{
-    VGS_ENTER();
-    VGS_DEVICE(dev);
-    return CUDA_SUCCESS;
-}

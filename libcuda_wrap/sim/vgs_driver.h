@@ -62,6 +62,7 @@ enum vgs_kind {
     VGS_GRAPH,
     VGS_NODE,
     VGS_EXEC,
+    VGS_EXTERNAL,
     VGS_KINDS
 };
 struct vgs_object {
@@ -115,7 +116,17 @@ void vgs_queue_host(CUstream stream, CUhostFn function, void *argument);
 uint64_t vgs_next_id(void);
 
 /* Memory: one arena of addresses for all GPUs, device memory and pinned host memory; a page exists once it is touched. */
-enum vgs_block_kind { VGS_FREE, VGS_DEVICE, VGS_MANAGED, VGS_POOLED, VGS_HOST, VGS_RESERVED, VGS_ARRAY_DATA };
+enum vgs_block_kind {
+    VGS_FREE,
+    VGS_DEVICE,
+    VGS_MANAGED,
+    VGS_POOLED,
+    VGS_HOST,
+    VGS_RESERVED,
+    VGS_ARRAY_DATA,
+    VGS_GRAPH_DATA,
+    VGS_OPENED
+};
 struct vgs_block {
     uint64_t size; /* as asked for */
     CUcontext ctx;
@@ -144,6 +155,9 @@ void vgs_free_all_of(CUcontext ctx);
 /* May `size` bytes at `address` be read or written as device memory? Marks them as touched. */
 bool vgs_accessible(CUdeviceptr address, size_t size);
 bool vgs_mapped(CUdeviceptr address, size_t size); /* within a reserved range: vgs_vmm.c */
+/* A memfd of `size` bytes that names its GPU, and the GPU and size of such a one that came from somewhere; < 0, false: no. */
+int vgs_shared_file(uint32_t gpu, uint64_t size);
+bool vgs_is_shared_file(int fd, uint32_t *gpu, uint64_t *size);
 void vgs_pool_free(CUdeviceptr base, struct vgs_block *block);
 void vgs_pools_settle(CUcontext ctx); /* at a synchronisation: gives back above the release threshold */
 uint64_t vgs_pools_trim(void);        /* before out of memory */
@@ -173,7 +187,9 @@ enum vgs_node_kind {
     VGS_NODE_MEMSET = 2,
     VGS_NODE_HOST = 3,
     VGS_NODE_CHILD = 4,
-    VGS_NODE_EMPTY = 5
+    VGS_NODE_EMPTY = 5,
+    VGS_NODE_ALLOC = 10,
+    VGS_NODE_FREE = 11
 };
 struct vgs_operation {
     enum vgs_node_kind kind;
@@ -183,8 +199,20 @@ struct vgs_operation {
         CUDA_MEMSET_NODE_PARAMS set;
         CUDA_HOST_NODE_PARAMS host;
         CUgraph child;
+        CUDA_MEM_ALLOC_NODE_PARAMS alloc;
+        CUdeviceptr free;
     } as;
 };
+CUresult vgs_graph_add(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies, size_t count,
+                       const struct vgs_operation *operation);
+const struct vgs_operation *vgs_node_operation(CUgraphNode node);
+/* Graph memory (vgs_graphmem.c). A node, and an executable graph, holds its addresses; a launch takes and frees the memory. */
+CUresult vgs_graph_address(CUdevice device, CUDA_MEM_ALLOC_NODE_PARAMS *params);
+void vgs_graph_hold(const struct vgs_operation *operation, int by);
+CUresult vgs_graph_run(const struct vgs_operation *operation);
+CUresult vgs_graph_free(CUdeviceptr base);
+CUresult vgs_capture_alloc(CUstream stream, CUdeviceptr *dptr, size_t size, CUdevice device);
+CUresult vgs_capture_free(CUstream stream, CUdeviceptr dptr);
 bool vgs_captured(CUstream stream, const struct vgs_operation *operation);
 CUresult vgs_copy_now(const CUDA_MEMCPY3D *copy);
 CUresult vgs_set_now(const CUDA_MEMSET_NODE_PARAMS *set);

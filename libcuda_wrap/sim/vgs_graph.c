@@ -24,8 +24,8 @@ struct CUgraphExec_st {
     struct vgs_operation *operations;
 };
 
-static CUresult add(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies, size_t count,
-                    const struct vgs_operation *operation)
+CUresult vgs_graph_add(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies, size_t count,
+                       const struct vgs_operation *operation)
 {
     VGS_VALUE(vgs_valid(graph, VGS_GRAPH) && (dependencies || !count));
     for (size_t i = 0; i < count; i++)
@@ -34,6 +34,7 @@ static CUresult add(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependen
     VGS_CHECK(node, CUDA_ERROR_OUT_OF_MEMORY);
     node->graph = graph;
     node->operation = *operation;
+    vgs_graph_hold(operation, 1);
     *(graph->last ? &graph->last->next : &graph->first) = node;
     graph->last = node;
     graph->count++;
@@ -42,9 +43,14 @@ static CUresult add(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependen
     return CUDA_SUCCESS;
 }
 
+const struct vgs_operation *vgs_node_operation(CUgraphNode node)
+{
+    return vgs_valid(node, VGS_NODE) ? &node->operation : NULL;
+}
+
 bool vgs_captured(CUstream stream, const struct vgs_operation *operation)
 {
-    return stream->capture && add(NULL, stream->capture, NULL, 0, operation) == CUDA_SUCCESS;
+    return stream->capture && vgs_graph_add(NULL, stream->capture, NULL, 0, operation) == CUDA_SUCCESS;
 }
 
 VGS_API cuGraphCreate(CUgraph *graph, unsigned int flags)
@@ -61,6 +67,7 @@ VGS_API cuGraphDestroy(CUgraph graph)
     VGS_VALUE(vgs_valid(graph, VGS_GRAPH));
     for (CUgraphNode node = graph->first, next; node; node = next) {
         next = node->next;
+        vgs_graph_hold(&node->operation, -1);
         vgs_delete(node);
     }
     vgs_delete(graph);
@@ -74,7 +81,7 @@ static CUresult add_kernel(CUgraphNode *node, CUgraph graph, const CUgraphNode *
         params.func = params.kern;
     VGS_VALUE(node && vgs_valid(params.func, VGS_FUNCTION));
     struct vgs_operation operation = {.kind = VGS_NODE_KERNEL, .as.kernel = params};
-    return add(node, graph, dependencies, count, &operation);
+    return vgs_graph_add(node, graph, dependencies, count, &operation);
 }
 
 VGS_API cuGraphAddKernelNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
@@ -102,7 +109,7 @@ VGS_API cuGraphAddMemcpyNode(CUgraphNode *node, CUgraph graph, const CUgraphNode
     VGS_VALUE(node && copy);
     VGS_CHECK(vgs_valid(ctx, VGS_CONTEXT), CUDA_ERROR_INVALID_CONTEXT);
     struct vgs_operation operation = {.kind = VGS_NODE_MEMCPY, .as.copy = *copy};
-    return add(node, graph, dependencies, count, &operation);
+    return vgs_graph_add(node, graph, dependencies, count, &operation);
 }
 
 VGS_API cuGraphAddMemsetNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
@@ -112,7 +119,7 @@ VGS_API cuGraphAddMemsetNode(CUgraphNode *node, CUgraph graph, const CUgraphNode
     VGS_VALUE(node && set && (set->elementSize == 1 || set->elementSize == 2 || set->elementSize == 4));
     VGS_CHECK(vgs_valid(ctx, VGS_CONTEXT), CUDA_ERROR_INVALID_CONTEXT);
     struct vgs_operation operation = {.kind = VGS_NODE_MEMSET, .as.set = *set};
-    return add(node, graph, dependencies, count, &operation);
+    return vgs_graph_add(node, graph, dependencies, count, &operation);
 }
 
 VGS_API cuGraphAddHostNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
@@ -121,7 +128,7 @@ VGS_API cuGraphAddHostNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *
     VGS_ENTER();
     VGS_VALUE(node && host && host->fn);
     struct vgs_operation operation = {.kind = VGS_NODE_HOST, .as.host = *host};
-    return add(node, graph, dependencies, count, &operation);
+    return vgs_graph_add(node, graph, dependencies, count, &operation);
 }
 
 VGS_API cuGraphAddEmptyNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count)
@@ -129,7 +136,7 @@ VGS_API cuGraphAddEmptyNode(CUgraphNode *node, CUgraph graph, const CUgraphNode 
     VGS_ENTER();
     VGS_VALUE(node);
     struct vgs_operation operation = {.kind = VGS_NODE_EMPTY};
-    return add(node, graph, dependencies, count, &operation);
+    return vgs_graph_add(node, graph, dependencies, count, &operation);
 }
 
 VGS_API cuGraphAddChildGraphNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
@@ -138,7 +145,15 @@ VGS_API cuGraphAddChildGraphNode(CUgraphNode *node, CUgraph graph, const CUgraph
     VGS_ENTER();
     VGS_VALUE(node && vgs_valid(child, VGS_GRAPH) && child != graph);
     struct vgs_operation operation = {.kind = VGS_NODE_CHILD, .as.child = child};
-    return add(node, graph, dependencies, count, &operation);
+    return vgs_graph_add(node, graph, dependencies, count, &operation);
+}
+
+VGS_API cuGraphChildGraphNodeGetGraph(CUgraphNode node, CUgraph *child)
+{
+    VGS_ENTER();
+    VGS_VALUE(vgs_valid(node, VGS_NODE) && node->operation.kind == VGS_NODE_CHILD && child);
+    *child = node->operation.as.child;
+    return CUDA_SUCCESS;
 }
 
 VGS_API cuGraphGetNodes(CUgraph graph, CUgraphNode *nodes, size_t *count)
@@ -190,6 +205,8 @@ static CUresult instantiate(CUgraphExec *out, CUgraph graph)
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     flatten(graph, exec->operations);
+    for (size_t i = 0; i < exec->count; i++)
+        vgs_graph_hold(&exec->operations[i], 1);
     *out = exec;
     return CUDA_SUCCESS;
 }
@@ -241,6 +258,9 @@ static CUresult run(const struct vgs_operation *operation, CUstream stream)
     case VGS_NODE_HOST:
         vgs_queue_host(stream, operation->as.host.fn, operation->as.host.userData);
         return CUDA_SUCCESS;
+    case VGS_NODE_ALLOC:
+    case VGS_NODE_FREE:
+        return vgs_graph_run(operation);
     default:
         return CUDA_SUCCESS;
     }
@@ -274,6 +294,8 @@ VGS_API cuGraphExecDestroy(CUgraphExec exec)
 {
     VGS_ENTER();
     VGS_VALUE(vgs_valid(exec, VGS_EXEC));
+    for (size_t i = 0; i < exec->count; i++)
+        vgs_graph_hold(&exec->operations[i], -1);
     free(exec->operations);
     vgs_delete(exec);
     return CUDA_SUCCESS;

@@ -38,7 +38,7 @@ void vgs_free_memory(CUdeviceptr base, struct vgs_block *block)
 
 static void free_if_of(CUdeviceptr base, struct vgs_block *block, void *ctx)
 {
-    if (block->ctx == ctx && block->kind != VGS_POOLED && block->kind != VGS_RESERVED)
+    if (block->ctx == ctx && block->kind != VGS_POOLED && block->kind != VGS_RESERVED && block->kind != VGS_GRAPH_DATA)
         vgs_free_memory(base, block);
 }
 
@@ -92,6 +92,8 @@ VGS_API cuMemFree_v2(CUdeviceptr dptr)
     VGS_ENTER_CONTEXT();
     CUdeviceptr base;
     struct vgs_block *block = vgs_arena_find(dptr, &base);
+    if (block && base == dptr && block->kind == VGS_GRAPH_DATA)
+        return vgs_graph_free(base);
     VGS_VALUE(block && base == dptr &&
               (block->kind == VGS_DEVICE || block->kind == VGS_MANAGED || block->kind == VGS_POOLED));
     vgs_free_memory(base, block);

@@ -129,8 +129,9 @@ static CUresult take(CUdeviceptr *dptr, size_t size, CUmemoryPool pool, CUstream
 {
     CUstream stream = vgs_stream(handle);
     VGS_CHECK(stream, CUDA_ERROR_INVALID_HANDLE);
-    VGS_CHECK(!stream->capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
     VGS_VALUE(dptr && size);
+    if (stream->capture)
+        return vgs_capture_alloc(stream, dptr, size, pool->device);
     pthread_mutex_lock(&pool_lock);
     bool taken = pool_takes(pool, size);
     pthread_mutex_unlock(&pool_lock);
@@ -182,9 +183,12 @@ VGS_API cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream)
     VGS_ENTER_CONTEXT();
     CUstream stream = vgs_stream(hStream);
     VGS_CHECK(stream, CUDA_ERROR_INVALID_HANDLE);
-    VGS_CHECK(!stream->capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+    if (stream->capture)
+        return vgs_capture_free(stream, dptr);
     CUdeviceptr base;
     struct vgs_block *block = vgs_arena_find(dptr, &base);
+    if (block && base == dptr && block->kind == VGS_GRAPH_DATA)
+        return vgs_graph_free(base);
     VGS_VALUE(block && base == dptr &&
               (block->kind == VGS_POOLED || block->kind == VGS_DEVICE || block->kind == VGS_MANAGED));
     vgs_free_memory(base, block);

@@ -2,10 +2,10 @@
  * A physical allocation has a memfd, made at its first mapping, so that two mappings of it show the same bytes.
  */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "vgs_driver.h"
@@ -17,7 +17,8 @@ struct physical { /* what a CUmemGenericAllocationHandle points to */
     CUdevice device;
     uint64_t size;
     uint32_t handles, mappings; /* the last of both gives the memory back */
-    int fd;                     /* -1: never mapped */
+    int fd;                     /* -1: neither mapped nor exported yet */
+    bool imported;              /* counted in the process that made it */
     CUmemAllocationProp prop;
 };
 
@@ -69,7 +70,8 @@ static void drop(struct physical *physical)
 {
     if (physical->handles || physical->mappings)
         return;
-    vgs_refund(vgs_gpus.index[physical->device], physical->size);
+    if (!physical->imported)
+        vgs_refund(vgs_gpus.index[physical->device], physical->size);
     if (physical->fd >= 0)
         close(physical->fd);
     vgs_delete(physical);
@@ -128,7 +130,9 @@ VGS_API cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CUm
     VGS_ENTER();
     VGS_VALUE(handle && prop && flags == 0 && size && size % GRANULARITY == 0);
     VGS_VALUE(prop->type == CU_MEM_ALLOCATION_TYPE_PINNED);
-    VGS_CHECK(prop->location.type == CU_MEM_LOCATION_TYPE_DEVICE && prop->requestedHandleTypes == 0,
+    VGS_CHECK(prop->location.type == CU_MEM_LOCATION_TYPE_DEVICE &&
+                  (prop->requestedHandleTypes | CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) ==
+                      CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
               CUDA_ERROR_NOT_SUPPORTED);
     VGS_CHECK(vgs_device_ok(prop->location.id), CUDA_ERROR_INVALID_DEVICE);
     uint32_t gpu = vgs_gpus.index[prop->location.id];
@@ -183,19 +187,65 @@ VGS_API cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void *
 }
 
 /* Under vmm_lock. */
+static bool has_file(struct physical *physical)
+{
+    if (physical->fd < 0)
+        physical->fd = vgs_shared_file(vgs_gpus.index[physical->device], physical->size);
+    return physical->fd >= 0;
+}
+
+VGS_API cuMemExportToShareableHandle(void *shareable, CUmemGenericAllocationHandle handle,
+                                     CUmemAllocationHandleType type, unsigned long long flags)
+{
+    VGS_ENTER();
+    struct physical *physical = physical_of(handle);
+    VGS_VALUE(shareable && physical && physical->handles && flags == 0);
+    VGS_VALUE(type == CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR && physical->prop.requestedHandleTypes == type);
+    pthread_mutex_lock(&vmm_lock);
+    int fd = has_file(physical) ? fcntl(physical->fd, F_DUPFD_CLOEXEC, 0) : -1;
+    pthread_mutex_unlock(&vmm_lock);
+    VGS_CHECK(fd >= 0, CUDA_ERROR_OPERATING_SYSTEM);
+    *(int *)shareable = fd;
+    return CUDA_SUCCESS;
+}
+
+VGS_API cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, void *os_handle,
+                                       CUmemAllocationHandleType type)
+{
+    VGS_ENTER();
+    uint32_t gpu;
+    uint64_t size;
+    const int fd = (int)(intptr_t)os_handle;
+    VGS_VALUE(handle && type == CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR && vgs_is_shared_file(fd, &gpu, &size));
+    CUdevice device = 0;
+    while (vgs_device_ok(device) && vgs_gpus.index[device] != gpu)
+        device++;
+    VGS_CHECK(vgs_device_ok(device), CUDA_ERROR_INVALID_DEVICE);
+    int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    struct physical *physical = own < 0 ? NULL : vgs_new(VGS_PHYSICAL, sizeof *physical, NULL);
+    if (!physical) {
+        if (own >= 0)
+            close(own);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    physical->device = device;
+    physical->size = size;
+    physical->handles = 1;
+    physical->fd = own;
+    physical->imported = true;
+    physical->prop = (CUmemAllocationProp){.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                           .requestedHandleTypes = type,
+                                           .location = {CU_MEM_LOCATION_TYPE_DEVICE, device}};
+    *handle = (CUmemGenericAllocationHandle)(uintptr_t)physical;
+    return CUDA_SUCCESS;
+}
+
+/* Under vmm_lock. */
 static CUresult map(CUdeviceptr ptr, size_t size, struct physical *physical)
 {
     for (struct mapping *each = mappings; each; each = each->next)
         VGS_VALUE(each->begin >= ptr + size || ptr >= each->begin + each->size);
-    if (physical->fd < 0) {
-        int fd = (int)syscall(SYS_memfd_create, "vgpu-sim", 1u /* close on exec */);
-        VGS_CHECK(fd >= 0, CUDA_ERROR_OPERATING_SYSTEM);
-        if (ftruncate(fd, (off_t)physical->size) != 0) {
-            close(fd);
-            return CUDA_ERROR_OPERATING_SYSTEM;
-        }
-        physical->fd = fd;
-    }
+    VGS_CHECK(has_file(physical), CUDA_ERROR_OPERATING_SYSTEM);
     struct mapping *mapping = malloc(sizeof *mapping);
     VGS_CHECK(mapping, CUDA_ERROR_OUT_OF_MEMORY);
     *mapping = (struct mapping){.next = mappings, .begin = ptr, .size = size, .physical = physical};

@@ -137,23 +137,3 @@ CUresult vgw_get_proc_address_v1(vgw_fn_get_proc_address_v1 *real, const char *s
         *pfn = vgw_real_swap(*pfn);
     return result;
 }
-
-static bool allocates(const CUgraphNodeParams *params)
-{
-    return params != NULL && params->type == CU_GRAPH_NODE_TYPE_MEM_ALLOC;
-}
-
-CUresult vgw_graph_add_node(vgw_fn_graph_add_node *real, CUgraphNode *phGraphNode, CUgraph hGraph,
-                            const CUgraphNode *dependencies, size_t numDependencies, CUgraphNodeParams *nodeParams)
-{
-    return allocates(nodeParams) ? vgw_refuse() : real(phGraphNode, hGraph, dependencies, numDependencies, nodeParams);
-}
-
-CUresult vgw_graph_add_node_v2(vgw_fn_graph_add_node_v2 *real, CUgraphNode *phGraphNode, CUgraph hGraph,
-                               const CUgraphNode *dependencies, const CUgraphEdgeData *dependencyData,
-                               size_t numDependencies, CUgraphNodeParams *nodeParams)
-{
-    if (allocates(nodeParams))
-        return vgw_refuse();
-    return real(phGraphNode, hGraph, dependencies, dependencyData, numDependencies, nodeParams);
-}

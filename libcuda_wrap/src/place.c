@@ -42,18 +42,28 @@ void vgw_real_more(void *library)
     FIND(cuDeviceGetAttribute);
     FIND(cuDeviceGetCount);
     FIND(cuDeviceGetDefaultMemPool);
+    FIND(cuDeviceGetGraphMemAttribute);
     FIND(cuDeviceGetMemPool);
     FIND(cuDeviceGetUuid);
     FIND(cuDeviceGetUuid_v2);
+    FIND(cuDeviceGraphMemTrim);
     FIND(cuDevicePrimaryCtxGetState);
+    FIND(cuDestroyExternalMemory);
     FIND(cuEventCreate);
     FIND(cuEventDestroy_v2);
     FIND(cuEventElapsedTime);
     FIND(cuEventQuery);
     FIND(cuEventRecord);
+    FIND(cuGraphChildGraphNodeGetGraph);
+    FIND(cuGraphExecDestroy);
+    FIND(cuGraphGetNodes);
+    FIND(cuGraphMemAllocNodeGetParams);
+    FIND(cuGraphNodeGetType);
+    FIND(cuIpcCloseMemHandle);
     FIND(cuMemFreeAsync);
     FIND(cuMemFree_v2);
     FIND(cuMemGetAddressRange_v2);
+    FIND(cuMemGetAllocationPropertiesFromHandle);
     FIND(cuMemPoolGetAttribute);
     FIND(cuMemPoolTrimTo);
     FIND(cuMemRelease);
@@ -192,8 +202,10 @@ CUresult vgw_place_of_stream(CUstream stream, struct vgw_place *place)
         result = vgw_driver.cuStreamIsCapturing(stream, &status);
     if (result != CUDA_SUCCESS)
         return result;
-    if (status == CU_STREAM_CAPTURE_STATUS_ACTIVE)
-        return CUDA_ERROR_NOT_SUPPORTED; /* it would become a graph's memory node: refused in every form */
+    if (status == CU_STREAM_CAPTURE_STATUS_ACTIVE) {
+        *place = (struct vgw_place){.gpu = VGW_NO_GPU};
+        return CUDA_SUCCESS;
+    }
     const bool of_thread = stream == NULL || stream == CU_STREAM_LEGACY || stream == CU_STREAM_PER_THREAD;
     if (of_thread || vgw_driver.cuStreamGetCtx == NULL)
         return vgw_place_here(place);
@@ -211,5 +223,10 @@ CUresult vgw_refuse(void)
     int count;
     vgw_real(0);
     const CUresult result = vgw_driver.cuDeviceGetCount == NULL ? CUDA_SUCCESS : vgw_driver.cuDeviceGetCount(&count);
-    return result != CUDA_SUCCESS ? result : CUDA_ERROR_NOT_SUPPORTED;
+    if (result != CUDA_SUCCESS)
+        return result;
+    unsigned gpu;
+    if (vgw_gpu_here(&gpu) == CUDA_SUCCESS)
+        vgw_denied(gpu, VGW_DENIED_REFUSED, 0); /* how much it would have been, nobody knows */
+    return CUDA_ERROR_NOT_SUPPORTED;
 }

@@ -91,7 +91,7 @@ static struct pool *add(CUmemoryPool handle, unsigned gpu)
     if (pool != NULL) {
         *pool = (struct pool){.next = pools, .handle = handle, .gpu = gpu};
         pools = pool;
-        vgw_reclaim = reclaim;
+        vgw_reclaim[VGW_RECLAIM_POOLS] = reclaim;
     }
     return pool;
 }
@@ -222,7 +222,7 @@ CUresult vgw_mem_alloc_from_pool(vgw_fn_mem_alloc_from_pool *real, CUdeviceptr *
     CUresult result = vgw_place_of_stream(of_thread ? CU_STREAM_PER_THREAD : hStream, &place);
     if (result != CUDA_SUCCESS)
         return result;
-    if (dptr == NULL || pool == NULL)
+    if (dptr == NULL || pool == NULL || place.gpu == VGW_NO_GPU)
         return real(dptr, bytesize, pool, hStream);
     const struct request request = {.named = real, .dptr = dptr, .bytes = bytesize, .stream = hStream};
     pthread_mutex_lock(&lock);
@@ -239,6 +239,8 @@ CUresult vgw_mem_alloc_async(vgw_fn_mem_alloc_async *real, CUdeviceptr *dptr, si
     CUresult result = vgw_place_of_stream(of_thread ? CU_STREAM_PER_THREAD : hStream, &place);
     if (result != CUDA_SUCCESS)
         return result;
+    if (place.gpu == VGW_NO_GPU)
+        return real(dptr, bytesize, hStream); /* a node of the graph that is captured: see graphmem.c */
     if (dptr == NULL || vgw_driver.cuDeviceGetMemPool == NULL)
         return real(NULL, bytesize, hStream);
     result = vgw_driver.cuDeviceGetMemPool(&pool, vgw_device_of(place.gpu));

@@ -172,13 +172,21 @@ void vgw_denied(unsigned gpu, enum vgw_denial why, uint64_t bytes)
     __atomic_store_n(&vgw_usage->gpus[gpu].denied_bytes, bytes, __ATOMIC_RELAXED);
 }
 
-bool (*vgw_reclaim)(unsigned gpu);
+vgw_reclaimer *vgw_reclaim[VGW_RECLAIMERS];
+
+static bool reclaim(unsigned gpu)
+{
+    bool any = false;
+    for (unsigned at = 0; at < VGW_RECLAIMERS; at++)
+        any |= vgw_reclaim[at] != NULL && vgw_reclaim[at](gpu);
+    return any;
+}
 
 bool vgw_charge(unsigned gpu, uint64_t bytes)
 {
     const int slot = vgw_region_ready() ? vgw_own_slot() : -1;
     if (slot >= 0 && (take((unsigned)slot, gpu, bytes) || (vgw_reap() && take((unsigned)slot, gpu, bytes)) ||
-                      (vgw_reclaim != NULL && vgw_reclaim(gpu) && take((unsigned)slot, gpu, bytes))))
+                      (reclaim(gpu) && take((unsigned)slot, gpu, bytes))))
         return true;
     vgw_denied(gpu, slot < 0 ? VGW_DENIED_SLOT : VGW_DENIED_QUOTA, bytes); /* closed: what nobody accounts for */
     return false;

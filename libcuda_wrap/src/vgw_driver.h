@@ -21,18 +21,28 @@ struct vgw_driver { /* NULL where this driver does not have it */
     CUresult (*cuDeviceGetAttribute)(int *, CUdevice_attribute, CUdevice);
     CUresult (*cuDeviceGetCount)(int *);
     CUresult (*cuDeviceGetDefaultMemPool)(CUmemoryPool *, CUdevice);
+    CUresult (*cuDeviceGetGraphMemAttribute)(CUdevice, CUgraphMem_attribute, void *);
     CUresult (*cuDeviceGetMemPool)(CUmemoryPool *, CUdevice);
     CUresult (*cuDeviceGetUuid)(CUuuid *, CUdevice);
     CUresult (*cuDeviceGetUuid_v2)(CUuuid *, CUdevice);
+    CUresult (*cuDeviceGraphMemTrim)(CUdevice);
     CUresult (*cuDevicePrimaryCtxGetState)(CUdevice, unsigned int *, int *);
+    CUresult (*cuDestroyExternalMemory)(CUexternalMemory);
     CUresult (*cuEventCreate)(CUevent *, unsigned int);
     CUresult (*cuEventDestroy_v2)(CUevent);
     CUresult (*cuEventElapsedTime)(float *, CUevent, CUevent);
     CUresult (*cuEventQuery)(CUevent);
     CUresult (*cuEventRecord)(CUevent, CUstream);
+    CUresult (*cuGraphChildGraphNodeGetGraph)(CUgraphNode, CUgraph *);
+    CUresult (*cuGraphExecDestroy)(CUgraphExec);
+    CUresult (*cuGraphGetNodes)(CUgraph, CUgraphNode *, size_t *);
+    CUresult (*cuGraphMemAllocNodeGetParams)(CUgraphNode, CUDA_MEM_ALLOC_NODE_PARAMS *);
+    CUresult (*cuGraphNodeGetType)(CUgraphNode, CUgraphNodeType *);
+    CUresult (*cuIpcCloseMemHandle)(CUdeviceptr);
     CUresult (*cuMemFreeAsync)(CUdeviceptr, CUstream);
     CUresult (*cuMemFree_v2)(CUdeviceptr);
     CUresult (*cuMemGetAddressRange_v2)(CUdeviceptr *, size_t *, CUdeviceptr);
+    CUresult (*cuMemGetAllocationPropertiesFromHandle)(CUmemAllocationProp *, CUmemGenericAllocationHandle);
     CUresult (*cuMemPoolGetAttribute)(CUmemoryPool, CUmemPool_attribute, void *);
     CUresult (*cuMemPoolTrimTo)(CUmemoryPool, size_t);
     CUresult (*cuMemRelease)(CUmemGenericAllocationHandle);
@@ -62,7 +72,8 @@ CUdevice vgw_device_of(unsigned gpu); /* of the slice */
 /* Whether the device is of the slice: CUDA_SUCCESS and its GPU, or the error to answer. */
 CUresult vgw_device_gpu(CUdevice device, unsigned *gpu);
 
-/* Where an allocation of this thread would go: the current context, or a stream's (which must not be capturing). */
+/* Where an allocation of this thread would go: the current context, or a stream's. gpu is VGW_NO_GPU for a stream that
+ * is being captured: the allocation becomes a node of a graph, and takes nothing yet. */
 CUresult vgw_gpu_here(unsigned *gpu);
 
 extern int

@@ -32,9 +32,11 @@ int vgw_own_slot(void);
 bool vgw_charge(unsigned gpu, uint64_t bytes);
 void vgw_refund(unsigned gpu, uint64_t bytes);
 
-/* Has this process's pools give back what they keep, before an allocation is refused; true if that was anything. NULL
- * until there is a pool. */
-extern bool (*vgw_reclaim)(unsigned gpu);
+/* Have this process's pools and graphs give back what they keep, before an allocation is refused; true if that was
+ * anything. NULL until there are any. */
+enum { VGW_RECLAIM_POOLS, VGW_RECLAIM_GRAPHS, VGW_RECLAIMERS };
+typedef bool vgw_reclaimer(unsigned gpu);
+extern vgw_reclaimer *vgw_reclaim[VGW_RECLAIMERS];
 
 /* Writes down that an allocation was refused. */
 void vgw_denied(unsigned gpu, enum vgw_denial why, uint64_t bytes);

@@ -16,7 +16,11 @@ enum vgw_kind {
     VGW_MAPPING, /* cuMemMap: bytes of the mapping, link the object */
     VGW_OBJECT,  /* physical memory: count is handles and mappings together */
     VGW_POOLED,  /* from a memory pool, which is what is charged: link is the pool */
-    VGW_LIMIT    /* what cuCtxSetLimit reserved in a context */
+    VGW_LIMIT,   /* what cuCtxSetLimit reserved in a context */
+    VGW_GRAPH,   /* an executable graph: what its memory nodes need on a GPU */
+    VGW_OPENED,  /* memory opened by cuIpcOpenMemHandle: count is how often it must be closed */
+    VGW_IMPORT,  /* handle of another process's physical memory: count as VGW_HANDLE's; its mappings are charged */
+    VGW_EXTERNAL /* another interface's memory */
 };
 
 #define VGW_NO_GPU 255u /* not on a GPU */
@@ -38,7 +42,7 @@ bool vgw_table_take(enum vgw_kind kind, uint64_t key, struct vgw_entry *found);
 /* Adds `by` to the entry's count, removes it at zero; *found is the entry as it was left. */
 bool vgw_table_count(enum vgw_kind kind, uint64_t key, int by, struct vgw_entry *found);
 
-/* Pointers, arrays and limits only: gives those of link `from` the link `to`. */
+/* What ends with a context only (pointers, arrays, limits, opened memory): gives those of link `from` the link `to`. */
 void vgw_table_relink(uint64_t from, uint64_t to);
 
 /* Removes those of a link; adds their bytes per GPU to `bytes`. */

@@ -53,18 +53,43 @@ CUresult vgw_mem_create(vgw_fn_mem_create *real, CUmemGenericAllocationHandle *h
     return result;
 }
 
-CUresult vgw_mem_release(vgw_fn_mem_release *real, CUmemGenericAllocationHandle handle)
+/* One reference less to a handle, of ours or imported. */
+static CUresult release(vgw_fn_mem_release *real, CUmemGenericAllocationHandle handle, enum vgw_kind kind)
 {
     struct vgw_entry entry, old;
     const bool known =
-        vgw_table_count(VGW_HANDLE, handle, -1, &entry); /* before the call: the handle may come back at once */
+        vgw_table_count(kind, handle, -1, &entry); /* before the call: the handle may come back at once */
     const CUresult result = real(handle);
-    if (known && result == CUDA_SUCCESS) {
+    if (known && result == CUDA_SUCCESS && kind == VGW_HANDLE) {
         let_go(entry.link);
-    } else if (known && !vgw_table_count(VGW_HANDLE, handle, 1, &old)) {
+    } else if (known && result != CUDA_SUCCESS && !vgw_table_count(kind, handle, 1, &old)) {
         entry.count = 1;
         vgw_table_put(&entry, &old);
     }
+    return result;
+}
+
+CUresult vgw_mem_release(vgw_fn_mem_release *real, CUmemGenericAllocationHandle handle)
+{
+    struct vgw_entry entry;
+    return release(real, handle, vgw_table_get(VGW_IMPORT, handle, &entry) ? VGW_IMPORT : VGW_HANDLE);
+}
+
+/* The object has one reference more for this mapping. */
+static CUresult map(vgw_fn_mem_map *real, CUdeviceptr ptr, size_t size, size_t offset,
+                    CUmemGenericAllocationHandle handle, unsigned long long flags, const struct vgw_entry *object)
+{
+    CUresult result = real(ptr, size, offset, handle, flags);
+    if (result == CUDA_SUCCESS) {
+        const struct vgw_entry mapping = {
+            .key = ptr, .bytes = size, .link = object->key, .count = 1, .kind = VGW_MAPPING, .gpu = object->gpu};
+        struct vgw_entry old;
+        if (vgw_table_put(&mapping, &old))
+            return CUDA_SUCCESS;
+        vgw_driver.cuMemUnmap(ptr, size);
+        result = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    let_go(object->key);
     return result;
 }
 
@@ -72,19 +97,56 @@ CUresult vgw_mem_map(vgw_fn_mem_map *real, CUdeviceptr ptr, size_t size, size_t 
                      CUmemGenericAllocationHandle handle, unsigned long long flags)
 {
     struct vgw_entry entry, object;
-    if (!vgw_table_get(VGW_HANDLE, handle, &entry) || !vgw_table_count(VGW_OBJECT, entry.link, 1, &object))
+    if (vgw_table_get(VGW_HANDLE, handle, &entry) && vgw_table_count(VGW_OBJECT, entry.link, 1, &object))
+        return map(real, ptr, size, offset, handle, flags, &object);
+    if (!vgw_table_get(VGW_IMPORT, handle, &entry))
         return real(ptr, size, offset, handle, flags); /* host memory, or no handle at all */
-    CUresult result = real(ptr, size, offset, handle, flags);
-    if (result == CUDA_SUCCESS) {
-        const struct vgw_entry mapping = {
-            .key = ptr, .bytes = size, .link = entry.link, .count = 1, .kind = VGW_MAPPING, .gpu = entry.gpu};
-        struct vgw_entry old;
-        if (vgw_table_put(&mapping, &old))
-            return CUDA_SUCCESS;
-        vgw_driver.cuMemUnmap(ptr, size);
-        result = CUDA_ERROR_OUT_OF_MEMORY;
+    if (!vgw_charge(entry.gpu, size))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    object = (struct vgw_entry){.key = __atomic_add_fetch(&last_object, 1, __ATOMIC_RELAXED), .gpu = entry.gpu};
+    if (vgw_keep(VGW_OBJECT, object.key, size, 0, entry.gpu)) /* an object of its own for each mapping */
+        return map(real, ptr, size, offset, handle, flags, &object);
+    vgw_refund(entry.gpu, size);
+    return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult vgw_mem_export(vgw_fn_mem_export *real, void *shareableHandle, CUmemGenericAllocationHandle handle,
+                        CUmemAllocationHandleType handleType, unsigned long long flags)
+{
+    struct vgw_entry entry, object;
+    const bool ours = vgw_table_get(VGW_HANDLE, handle, &entry) && vgw_table_count(VGW_OBJECT, entry.link, 1, &object);
+    const CUresult result = real(shareableHandle, handle, handleType, flags);
+    if (ours && result != CUDA_SUCCESS)
+        let_go(entry.link); /* else the reference stays: nobody can tell when the last descriptor is closed */
+    return result;
+}
+
+CUresult vgw_mem_import(vgw_fn_mem_import *real, CUmemGenericAllocationHandle *handle, void *osHandle,
+                        CUmemAllocationHandleType shHandleType)
+{
+    CUmemAllocationProp prop;
+    struct vgw_entry entry;
+    unsigned gpu;
+    if (vgw_driver.cuMemGetAllocationPropertiesFromHandle == NULL)
+        return vgw_refuse();
+    CUresult result = vgw_devices_ready();
+    if (result == CUDA_SUCCESS)
+        result = real(handle, osHandle, shHandleType);
+    if (result != CUDA_SUCCESS || vgw_table_count(VGW_IMPORT, *handle, 1, &entry))
+        return result;
+    if (vgw_table_count(VGW_HANDLE, *handle, 1, &entry)) { /* our own export, come back as the same handle */
+        vgw_table_count(VGW_OBJECT, entry.link, 1, &entry);
+        return CUDA_SUCCESS;
     }
-    let_go(entry.link);
+    result = vgw_driver.cuMemGetAllocationPropertiesFromHandle(&prop, *handle);
+    if (result == CUDA_SUCCESS && prop.location.type != CU_MEM_LOCATION_TYPE_DEVICE)
+        return CUDA_SUCCESS; /* host memory */
+    if (result == CUDA_SUCCESS)
+        result = vgw_device_gpu(prop.location.id, &gpu);
+    if (result == CUDA_SUCCESS && !vgw_keep(VGW_IMPORT, *handle, 0, 0, gpu))
+        result = CUDA_ERROR_OUT_OF_MEMORY;
+    if (result != CUDA_SUCCESS)
+        vgw_driver.cuMemRelease(*handle);
     return result;
 }
 

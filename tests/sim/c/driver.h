@@ -68,7 +68,7 @@ CUresult cuGraphExecDestroy(CUgraphExec);
 CUresult cuGraphDestroy(CUgraph);
 CUresult cuGetProcAddress_v2(const char *, void **, int, cuuint64_t, CUdriverProcAddressQueryResult *);
 CUresult cuGetExportTable(const void **, const CUuuid *);
-CUresult cuImportExternalMemory(void *, void *);
+CUresult cuMulticastCreate(void *, void *);
 void vgsSetKernelTime(uint64_t ns);
 
 #define EXPECT(call, wanted)                                                                                           \

@@ -64,8 +64,10 @@ static void graphs(CUfunction f)
     calls = 0;
     OK(cuLaunchKernel(f, 1, 1, 1, 1, 1, 1, 0, stream, NULL, NULL));
     OK(cuLaunchHostFunc(stream, note, (void *)3));
-    CUdeviceptr q;
-    EXPECT(cuMemAllocAsync(&q, 1, stream), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+    CUdeviceptr q = 0;
+    OK(cuMemAllocAsync(&q, 64, stream)); /* becomes a node, as does its end */
+    OK(cuMemFreeAsync(q, stream));
+    EXPECT(cuMemFreeAsync(p, stream), CUDA_ERROR_INVALID_VALUE); /* no graph's memory */
     OK(cuStreamEndCapture(stream, &graph));
     EXPECT(cuStreamQuery(stream), CUDA_SUCCESS); /* nothing ran */
     OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
@@ -114,7 +116,7 @@ static void addresses(void)
     const void *table;
     CUuuid id = {{1}};
     EXPECT(cuGetExportTable(&table, &id), CUDA_ERROR_INVALID_VALUE);
-    EXPECT(cuImportExternalMemory(NULL, NULL), CUDA_ERROR_NOT_SUPPORTED);
+    EXPECT(cuMulticastCreate(NULL, NULL), CUDA_ERROR_NOT_SUPPORTED);
 }
 
 int main(void)

@@ -1,0 +1,193 @@
+/* sharer.c - as client.c, for memory of graphs and memory that several processes use. It answers "result value". */
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "vgw_cuda.h"
+#include "cuda_prototypes.h"
+
+CUresult cuCtxSetCurrent(CUcontext context);
+CUresult cuGraphAddMemAllocNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
+                                CUDA_MEM_ALLOC_NODE_PARAMS *params);
+CUresult cuGraphAddMemFreeNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
+                               CUdeviceptr pointer);
+CUresult cuGraphAddChildGraphNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
+                                  CUgraph child);
+CUresult cuGraphCreate(CUgraph *graph, unsigned int flags);
+CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream);
+CUresult cuIpcGetMemHandle(CUipcMemHandle *handle, CUdeviceptr pointer);
+CUresult cuMemAddressReserve(CUdeviceptr *ptr, size_t size, size_t alignment, CUdeviceptr addr,
+                             unsigned long long flags);
+CUresult cuMemSetAccess(CUdeviceptr ptr, size_t size, const void *desc, size_t count);
+CUresult cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t bytes);
+CUresult cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_t count);
+CUresult cuStreamBeginCapture_v2(CUstream stream, int mode);
+CUresult cuStreamCreate(CUstream *stream, unsigned int flags);
+CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph);
+
+typedef unsigned long long word;
+static word reg[64]; /* pointers and handles */
+static CUgraph graphs[64];
+static CUgraphExec execs[64];
+
+static CUresult graph_command(const char *verb, word a, word b, word c)
+{
+    CUgraphNode node;
+    CUresult result = CUDA_SUCCESS;
+    if (strcmp(verb, "g_new") == 0)
+        return cuGraphCreate(&graphs[a], 0);
+    if (strcmp(verb, "g_alloc") == 0) { /* graph, bytes, register of the pointer */
+        CUDA_MEM_ALLOC_NODE_PARAMS params = {
+            .poolProps = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED, .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}},
+            .bytesize = b};
+        result = cuGraphAddMemAllocNode(&node, graphs[a], NULL, 0, &params);
+        reg[c] = params.dptr;
+        return result;
+    }
+    if (strcmp(verb, "g_free") == 0)
+        return cuGraphAddMemFreeNode(&node, graphs[a], NULL, 0, reg[b]);
+    if (strcmp(verb, "g_child") == 0)
+        return cuGraphAddChildGraphNode(&node, graphs[a], NULL, 0, graphs[b]);
+    if (strcmp(verb, "g_make") == 0)
+        return cuGraphInstantiateWithFlags(&execs[a], graphs[a], 0);
+    if (strcmp(verb, "g_launch") == 0)
+        return cuGraphLaunch(execs[a], NULL);
+    if (strcmp(verb, "g_end") == 0)
+        return cuGraphExecDestroy(execs[a]);
+    if (strcmp(verb, "g_trim") == 0)
+        return cuDeviceGraphMemTrim((CUdevice)a);
+    if (strcmp(verb, "g_capture") == 0) { /* graph, bytes */
+        CUstream stream;
+        result = cuStreamCreate(&stream, 1);
+        if (result == CUDA_SUCCESS)
+            result = cuStreamBeginCapture_v2(stream, 0);
+        if (result == CUDA_SUCCESS)
+            result = cuMemAllocAsync(&reg[c], b, stream);
+        if (result == CUDA_SUCCESS)
+            result = cuMemFreeAsync(reg[c], stream);
+        return result == CUDA_SUCCESS ? cuStreamEndCapture(stream, &graphs[a]) : result;
+    }
+    return CUDA_ERROR_UNKNOWN;
+}
+
+static CUresult share_command(const char *verb, word a, word b, word c)
+{
+    CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
+                                .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
+    if (strcmp(verb, "create") == 0)
+        return cuMemCreate(&reg[a], b, &prop, 0);
+    if (strcmp(verb, "release") == 0)
+        return cuMemRelease(reg[a]);
+    if (strcmp(verb, "export") == 0) { /* the descriptor into register b */
+        int fd = -1;
+        const CUresult result = cuMemExportToShareableHandle(&fd, reg[a], CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0);
+        reg[b] = (word)fd;
+        return result;
+    }
+    if (strcmp(verb, "import") == 0) { /* register, process, its descriptor */
+        char path[64];
+        snprintf(path, sizeof path, "/proc/%llu/fd/%llu", b, c);
+        const int fd = open(path, O_RDWR);
+        const CUresult result =
+            cuMemImportFromShareableHandle(&reg[a], (void *)(intptr_t)fd, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+        close(fd);
+        return result;
+    }
+    if (strcmp(verb, "map") == 0) { /* register of the address, bytes, register of the handle */
+        const struct {
+            CUmemLocation location;
+            int flags;
+        } access = {{CU_MEM_LOCATION_TYPE_DEVICE, 0}, 3};
+        CUresult result = cuMemAddressReserve(&reg[a], b, 0, 0, 0);
+        if (result == CUDA_SUCCESS)
+            result = cuMemMap(reg[a], b, 0, reg[c], 0);
+        return result == CUDA_SUCCESS ? cuMemSetAccess(reg[a], b, &access, 1) : result;
+    }
+    if (strcmp(verb, "unmap") == 0)
+        return cuMemUnmap(reg[a], b);
+    if (strcmp(verb, "ext") == 0) {
+        const CUDA_EXTERNAL_MEMORY_HANDLE_DESC desc = {.type = CU_EXTERNAL_MEMORY_HANDLE_TYPE_OPAQUE_FD, .size = b};
+        return cuImportExternalMemory((CUexternalMemory *)&reg[a], &desc);
+    }
+    if (strcmp(verb, "ext_end") == 0)
+        return cuDestroyExternalMemory((CUexternalMemory)reg[a]);
+    if (strcmp(verb, "multicast") == 0)
+        return cuMulticastCreate(&reg[a], NULL);
+    if (strcmp(verb, "write") == 0)
+        return cuMemsetD8_v2(reg[a], (unsigned char)b, 16);
+    return CUDA_ERROR_UNKNOWN;
+}
+
+static CUresult plain_command(const char *verb, word a, word b)
+{
+    CUcontext context;
+    CUresult result;
+    if (strcmp(verb, "init") == 0)
+        return cuInit(0);
+    if (strcmp(verb, "primary") == 0) {
+        result = cuDevicePrimaryCtxRetain(&context, (CUdevice)a);
+        return result == CUDA_SUCCESS ? cuCtxSetCurrent(context) : result;
+    }
+    if (strcmp(verb, "reset") == 0)
+        return cuDevicePrimaryCtxReset_v2((CUdevice)a);
+    if (strcmp(verb, "alloc") == 0)
+        return cuMemAlloc_v2(&reg[a], b);
+    if (strcmp(verb, "free") == 0)
+        return cuMemFree_v2(reg[a]);
+    return CUDA_ERROR_UNKNOWN;
+}
+
+/* A handle travels as hexadecimal digits. */
+static void handle_command(const char *verb, word a, const char *text)
+{
+    CUipcMemHandle handle;
+    memset(&handle, 0, sizeof handle);
+    if (strcmp(verb, "ipc_get") == 0) {
+        const CUresult result = cuIpcGetMemHandle(&handle, reg[a]);
+        printf("%d ", result);
+        for (size_t at = 0; at < sizeof handle; at++)
+            printf("%02x", (unsigned char)handle.reserved[at]);
+        printf("\n");
+        return;
+    }
+    for (size_t at = 0; at < sizeof handle && text[2 * at] != '\0'; at++) {
+        unsigned value = 0;
+        sscanf(text + 2 * at, "%2x", &value);
+        handle.reserved[at] = (char)value;
+    }
+    const CUresult result =
+        strcmp(verb, "ipc_open") == 0 ? cuIpcOpenMemHandle_v2(&reg[a], handle, 1) : cuIpcCloseMemHandle(reg[a]);
+    printf("%d %llu\n", result, reg[a]);
+}
+
+int main(void)
+{
+    char line[256], verb[32], text[160];
+    while (fgets(line, sizeof line, stdin) != NULL) {
+        word a = 0, b = 0, c = 0;
+        text[0] = '\0';
+        sscanf(line, "%31s %llu %llu %llu", verb, &a, &b, &c);
+        if (strncmp(verb, "ipc_", 4) == 0) {
+            sscanf(line, "%*s %*s %159s", text);
+            handle_command(verb, a, text);
+        } else if (strcmp(verb, "read") == 0) {
+            unsigned char byte = 0;
+            const CUresult result = cuMemcpyDtoH_v2(&byte, reg[a], 1);
+            printf("%d %u\n", result, byte);
+        } else if (strcmp(verb, "value") == 0) {
+            printf("0 %llu\n", reg[a]);
+        } else {
+            CUresult result = plain_command(verb, a, b);
+            if (result == CUDA_ERROR_UNKNOWN)
+                result = graph_command(verb, a, b, c);
+            if (result == CUDA_ERROR_UNKNOWN)
+                result = share_command(verb, a, b, c);
+            printf("%d 0\n", result);
+        }
+        fflush(stdout);
+    }
+    return 0;
+}
