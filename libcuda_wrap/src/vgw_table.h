@@ -16,7 +16,9 @@ enum vgw_kind {
     VGW_MAPPING, /* cuMemMap: bytes of the mapping, link the object */
     VGW_OBJECT,  /* physical memory: count is handles and mappings together */
     VGW_POOLED,  /* from a memory pool, which is what is charged: link is the pool */
-    VGW_LIMIT    /* what cuCtxSetLimit reserved in a context */
+    VGW_LIMIT,   /* what cuCtxSetLimit reserved in a context */
+    VGW_CONTEXT, /* what a context takes itself, by its handle */
+    VGW_MODULE   /* what a module or library takes */
 };
 
 #define VGW_NO_GPU 255u /* not on a GPU */
