@@ -106,25 +106,20 @@ static bool read_figure(unsigned gpu, uint64_t *own, uint64_t *whole)
 
 struct vgw_before vgw_overhead_before(unsigned gpu)
 {
-    uint64_t whole = 0;
     struct vgw_before before = {.gpu = gpu};
     pthread_mutex_lock(&lock);
-    before.known = read_figure(gpu, &before.figure, &whole);
+    before.known = read_figure(gpu, &before.figure, &before.whole);
     before.held = vgw_held(gpu);
-    if (!before.known)
-        before.figure = whole;
     pthread_mutex_unlock(&lock);
     return before;
 }
 
-/* Under the lock. What is charged meanwhile by others of our threads is not counted again. */
+/* Under the lock. A process that was not in the list held nothing. What is charged meanwhile by others of our threads is not counted again. */
 static uint64_t growth(const struct vgw_before *before)
 {
     uint64_t figure = 0, whole = 0;
-    const bool known = read_figure(before->gpu, &figure, &whole);
-    if (known != before->known)
-        return 0;
-    const int64_t taken = (int64_t)((known ? figure : whole) - before->figure);
+    const bool known = read_figure(before->gpu, &figure, &whole) && before->known && own_pid != 0;
+    const int64_t taken = (int64_t)(known ? figure - before->figure : whole - before->whole);
     const int64_t charged = (int64_t)(vgw_held(before->gpu) - before->held);
     return taken > charged ? (uint64_t)(taken - charged) : 0;
 }

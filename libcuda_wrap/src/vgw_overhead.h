@@ -6,9 +6,10 @@
 
 struct vgw_before {
     uint64_t figure; /* bytes that the driver says this process holds on the GPU */
-    uint64_t held;   /* bytes charged to it */
+    uint64_t whole;  /* bytes in use on the GPU, neighbours' too */
+    uint64_t held;   /* bytes charged to this process */
     unsigned gpu;
-    bool known;
+    bool known; /* figure */
 };
 
 /* Before such a call. */
