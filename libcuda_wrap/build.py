@@ -43,6 +43,8 @@ CUDA = Wrapper(
         "array.c",
         "vmm.c",
         "context.c",
+        "overhead.c",
+        "module.c",
         "limit.c",
         "measure.c",
         "cost.c",

@@ -191,6 +191,13 @@ VGW_EXPORT CUresult cuEventSynchronize(CUevent hEvent)
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_event_synchronize(real, hEvent);
 }
 
+VGW_EXPORT CUresult cuFuncLoad(CUfunction function);
+VGW_EXPORT CUresult cuFuncLoad(CUfunction function)
+{
+    vgw_fn_func_load *real = (vgw_fn_func_load *)vgw_real(VGW_AT_cuFuncLoad);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_func_load(real, function);
+}
+
 VGW_EXPORT CUresult cuGetProcAddress(const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags);
 VGW_EXPORT CUresult cuGetProcAddress(const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags)
 {
@@ -364,6 +371,27 @@ VGW_EXPORT CUresult cuLaunchKernel_ptsz(CUfunction f, unsigned int gridDimX, uns
 {
     vgw_fn_launch_kernel *real = (vgw_fn_launch_kernel *)vgw_real(VGW_AT_cuLaunchKernel_ptsz);
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_launch_kernel(real, f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes, hStream, kernelParams, extra);
+}
+
+VGW_EXPORT CUresult cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_option *jitOptions, void **jitOptionsValues, unsigned int numJitOptions, CUlibraryOption *libraryOptions, void **libraryOptionValues, unsigned int numLibraryOptions);
+VGW_EXPORT CUresult cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_option *jitOptions, void **jitOptionsValues, unsigned int numJitOptions, CUlibraryOption *libraryOptions, void **libraryOptionValues, unsigned int numLibraryOptions)
+{
+    vgw_fn_library_load_data *real = (vgw_fn_library_load_data *)vgw_real(VGW_AT_cuLibraryLoadData);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_library_load_data(real, library, code, jitOptions, jitOptionsValues, numJitOptions, libraryOptions, libraryOptionValues, numLibraryOptions);
+}
+
+VGW_EXPORT CUresult cuLibraryLoadFromFile(CUlibrary *library, const char *fileName, CUjit_option *jitOptions, void **jitOptionsValues, unsigned int numJitOptions, CUlibraryOption *libraryOptions, void **libraryOptionValues, unsigned int numLibraryOptions);
+VGW_EXPORT CUresult cuLibraryLoadFromFile(CUlibrary *library, const char *fileName, CUjit_option *jitOptions, void **jitOptionsValues, unsigned int numJitOptions, CUlibraryOption *libraryOptions, void **libraryOptionValues, unsigned int numLibraryOptions)
+{
+    vgw_fn_library_load_file *real = (vgw_fn_library_load_file *)vgw_real(VGW_AT_cuLibraryLoadFromFile);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_library_load_file(real, library, fileName, jitOptions, jitOptionsValues, numJitOptions, libraryOptions, libraryOptionValues, numLibraryOptions);
+}
+
+VGW_EXPORT CUresult cuLibraryUnload(CUlibrary library);
+VGW_EXPORT CUresult cuLibraryUnload(CUlibrary library)
+{
+    vgw_fn_library_unload *real = (vgw_fn_library_unload *)vgw_real(VGW_AT_cuLibraryUnload);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_library_unload(real, library);
 }
 
 VGW_EXPORT CUresult cuMemAlloc(CUdeviceptr_v1 *dptr, unsigned int bytesize);
@@ -603,6 +631,41 @@ VGW_EXPORT CUresult cuMipmappedArrayDestroy(CUmipmappedArray hMipmappedArray)
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_mipmap_destroy(real, hMipmappedArray);
 }
 
+VGW_EXPORT CUresult cuModuleLoad(CUmodule *module, const char *fname);
+VGW_EXPORT CUresult cuModuleLoad(CUmodule *module, const char *fname)
+{
+    vgw_fn_module_load *real = (vgw_fn_module_load *)vgw_real(VGW_AT_cuModuleLoad);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_module_load(real, module, fname);
+}
+
+VGW_EXPORT CUresult cuModuleLoadData(CUmodule *module, const void *image);
+VGW_EXPORT CUresult cuModuleLoadData(CUmodule *module, const void *image)
+{
+    vgw_fn_module_load_data *real = (vgw_fn_module_load_data *)vgw_real(VGW_AT_cuModuleLoadData);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_module_load_data(real, module, image);
+}
+
+VGW_EXPORT CUresult cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned int numOptions, CUjit_option *options, void **optionValues);
+VGW_EXPORT CUresult cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned int numOptions, CUjit_option *options, void **optionValues)
+{
+    vgw_fn_module_load_data_ex *real = (vgw_fn_module_load_data_ex *)vgw_real(VGW_AT_cuModuleLoadDataEx);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_module_load_data_ex(real, module, image, numOptions, options, optionValues);
+}
+
+VGW_EXPORT CUresult cuModuleLoadFatBinary(CUmodule *module, const void *fatCubin);
+VGW_EXPORT CUresult cuModuleLoadFatBinary(CUmodule *module, const void *fatCubin)
+{
+    vgw_fn_module_load_data *real = (vgw_fn_module_load_data *)vgw_real(VGW_AT_cuModuleLoadFatBinary);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_module_load_data(real, module, fatCubin);
+}
+
+VGW_EXPORT CUresult cuModuleUnload(CUmodule hmod);
+VGW_EXPORT CUresult cuModuleUnload(CUmodule hmod)
+{
+    vgw_fn_module_unload *real = (vgw_fn_module_unload *)vgw_real(VGW_AT_cuModuleUnload);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_module_unload(real, hmod);
+}
+
 VGW_EXPORT CUresult cuMulticastAddDevice(CUmemGenericAllocationHandle mcHandle, CUdevice dev);
 VGW_EXPORT CUresult cuMulticastAddDevice(CUmemGenericAllocationHandle mcHandle, CUdevice dev)
 {
@@ -684,6 +747,7 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuDeviceTotalMem", (void *)cuDeviceTotalMem},
     {"cuDeviceTotalMem_v2", (void *)cuDeviceTotalMem_v2},
     {"cuEventSynchronize", (void *)cuEventSynchronize},
+    {"cuFuncLoad", (void *)cuFuncLoad},
     {"cuGetProcAddress", (void *)cuGetProcAddress},
     {"cuGetProcAddress_v2", (void *)cuGetProcAddress_v2},
     {"cuGraphExecDestroy", (void *)cuGraphExecDestroy},
@@ -709,6 +773,9 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuLaunchKernelEx", (void *)cuLaunchKernelEx},
     {"cuLaunchKernelEx_ptsz", (void *)cuLaunchKernelEx_ptsz},
     {"cuLaunchKernel_ptsz", (void *)cuLaunchKernel_ptsz},
+    {"cuLibraryLoadData", (void *)cuLibraryLoadData},
+    {"cuLibraryLoadFromFile", (void *)cuLibraryLoadFromFile},
+    {"cuLibraryUnload", (void *)cuLibraryUnload},
     {"cuMemAlloc", (void *)cuMemAlloc},
     {"cuMemAllocAsync", (void *)cuMemAllocAsync},
     {"cuMemAllocAsync_ptsz", (void *)cuMemAllocAsync_ptsz},
@@ -741,6 +808,11 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuMemUnmap", (void *)cuMemUnmap},
     {"cuMipmappedArrayCreate", (void *)cuMipmappedArrayCreate},
     {"cuMipmappedArrayDestroy", (void *)cuMipmappedArrayDestroy},
+    {"cuModuleLoad", (void *)cuModuleLoad},
+    {"cuModuleLoadData", (void *)cuModuleLoadData},
+    {"cuModuleLoadDataEx", (void *)cuModuleLoadDataEx},
+    {"cuModuleLoadFatBinary", (void *)cuModuleLoadFatBinary},
+    {"cuModuleUnload", (void *)cuModuleUnload},
     {"cuMulticastAddDevice", (void *)cuMulticastAddDevice},
     {"cuMulticastBindAddr", (void *)cuMulticastBindAddr},
     {"cuMulticastBindMem", (void *)cuMulticastBindMem},

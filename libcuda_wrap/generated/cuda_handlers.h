@@ -32,6 +32,7 @@ enum vgw_cuda_index {
     VGW_AT_cuDeviceTotalMem,
     VGW_AT_cuDeviceTotalMem_v2,
     VGW_AT_cuEventSynchronize,
+    VGW_AT_cuFuncLoad,
     VGW_AT_cuGetProcAddress,
     VGW_AT_cuGetProcAddress_v2,
     VGW_AT_cuGraphExecDestroy,
@@ -57,6 +58,9 @@ enum vgw_cuda_index {
     VGW_AT_cuLaunchKernelEx,
     VGW_AT_cuLaunchKernelEx_ptsz,
     VGW_AT_cuLaunchKernel_ptsz,
+    VGW_AT_cuLibraryLoadData,
+    VGW_AT_cuLibraryLoadFromFile,
+    VGW_AT_cuLibraryUnload,
     VGW_AT_cuMemAlloc,
     VGW_AT_cuMemAllocAsync,
     VGW_AT_cuMemAllocAsync_ptsz,
@@ -89,6 +93,11 @@ enum vgw_cuda_index {
     VGW_AT_cuMemUnmap,
     VGW_AT_cuMipmappedArrayCreate,
     VGW_AT_cuMipmappedArrayDestroy,
+    VGW_AT_cuModuleLoad,
+    VGW_AT_cuModuleLoadData,
+    VGW_AT_cuModuleLoadDataEx,
+    VGW_AT_cuModuleLoadFatBinary,
+    VGW_AT_cuModuleUnload,
     VGW_AT_cuMulticastAddDevice,
     VGW_AT_cuMulticastBindAddr,
     VGW_AT_cuMulticastBindMem,
@@ -144,6 +153,8 @@ typedef CUresult vgw_fn_device_total_mem(size_t *, CUdevice);
 CUresult vgw_device_total_mem(vgw_fn_device_total_mem *real, size_t *bytes, CUdevice dev);
 typedef CUresult vgw_fn_event_synchronize(CUevent);
 CUresult vgw_event_synchronize(vgw_fn_event_synchronize *real, CUevent hEvent);
+typedef CUresult vgw_fn_func_load(CUfunction);
+CUresult vgw_func_load(vgw_fn_func_load *real, CUfunction function);
 typedef CUresult vgw_fn_get_proc_address_v1(const char *, void **, int, cuuint64_t);
 CUresult vgw_get_proc_address_v1(vgw_fn_get_proc_address_v1 *real, const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags);
 typedef CUresult vgw_fn_get_proc_address(const char *, void **, int, cuuint64_t, CUdriverProcAddressQueryResult *);
@@ -180,6 +191,12 @@ typedef CUresult vgw_fn_launch_kernel(CUfunction, unsigned int, unsigned int, un
 CUresult vgw_launch_kernel(vgw_fn_launch_kernel *real, CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ, unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ, unsigned int sharedMemBytes, CUstream hStream, void **kernelParams, void **extra);
 typedef CUresult vgw_fn_launch_kernel_ex(const CUlaunchConfig *, CUfunction, void **, void **);
 CUresult vgw_launch_kernel_ex(vgw_fn_launch_kernel_ex *real, const CUlaunchConfig *config, CUfunction f, void **kernelParams, void **extra);
+typedef CUresult vgw_fn_library_load_data(CUlibrary *, const void *, CUjit_option *, void **, unsigned int, CUlibraryOption *, void **, unsigned int);
+CUresult vgw_library_load_data(vgw_fn_library_load_data *real, CUlibrary *library, const void *code, CUjit_option *jitOptions, void **jitOptionsValues, unsigned int numJitOptions, CUlibraryOption *libraryOptions, void **libraryOptionValues, unsigned int numLibraryOptions);
+typedef CUresult vgw_fn_library_load_file(CUlibrary *, const char *, CUjit_option *, void **, unsigned int, CUlibraryOption *, void **, unsigned int);
+CUresult vgw_library_load_file(vgw_fn_library_load_file *real, CUlibrary *library, const char *fileName, CUjit_option *jitOptions, void **jitOptionsValues, unsigned int numJitOptions, CUlibraryOption *libraryOptions, void **libraryOptionValues, unsigned int numLibraryOptions);
+typedef CUresult vgw_fn_library_unload(CUlibrary);
+CUresult vgw_library_unload(vgw_fn_library_unload *real, CUlibrary library);
 typedef CUresult vgw_fn_mem_alloc_v1(CUdeviceptr_v1 *, unsigned int);
 CUresult vgw_mem_alloc_v1(vgw_fn_mem_alloc_v1 *real, CUdeviceptr_v1 *dptr, unsigned int bytesize);
 typedef CUresult vgw_fn_mem_alloc_async(CUdeviceptr *, size_t, CUstream);
@@ -228,6 +245,14 @@ typedef CUresult vgw_fn_mipmap_create(CUmipmappedArray *, const CUDA_ARRAY3D_DES
 CUresult vgw_mipmap_create(vgw_fn_mipmap_create *real, CUmipmappedArray *pHandle, const CUDA_ARRAY3D_DESCRIPTOR *pMipmappedArrayDesc, unsigned int numMipmapLevels);
 typedef CUresult vgw_fn_mipmap_destroy(CUmipmappedArray);
 CUresult vgw_mipmap_destroy(vgw_fn_mipmap_destroy *real, CUmipmappedArray hMipmappedArray);
+typedef CUresult vgw_fn_module_load(CUmodule *, const char *);
+CUresult vgw_module_load(vgw_fn_module_load *real, CUmodule *module, const char *fname);
+typedef CUresult vgw_fn_module_load_data(CUmodule *, const void *);
+CUresult vgw_module_load_data(vgw_fn_module_load_data *real, CUmodule *module, const void *image);
+typedef CUresult vgw_fn_module_load_data_ex(CUmodule *, const void *, unsigned int, CUjit_option *, void **);
+CUresult vgw_module_load_data_ex(vgw_fn_module_load_data_ex *real, CUmodule *module, const void *image, unsigned int numOptions, CUjit_option *options, void **optionValues);
+typedef CUresult vgw_fn_module_unload(CUmodule);
+CUresult vgw_module_unload(vgw_fn_module_unload *real, CUmodule hmod);
 typedef CUresult vgw_fn_stream_synchronize(CUstream);
 CUresult vgw_stream_synchronize(vgw_fn_stream_synchronize *real, CUstream hStream);
 

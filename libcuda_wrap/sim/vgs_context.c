@@ -85,11 +85,19 @@ static bool forget(void *object, void *unused)
     return false;
 }
 
+static bool free_module(void *object, void *unused)
+{
+    (void)unused;
+    vgs_module_free(object);
+    return false;
+}
+
 static void destroy(CUcontext ctx)
 {
     vgs_wait_context(ctx);
     ctx->dead = true; /* the handle stays: other threads may have it on their stacks */
     vgs_each(VGS_ARRAY, ctx, free_array, NULL);
+    vgs_each(VGS_MODULE, ctx, free_module, NULL);
     for (enum vgs_kind kind = VGS_STREAM; kind <= VGS_MIPMAP; kind++)
         vgs_each(kind, ctx, forget, NULL);
     vgs_free_all_of(ctx);

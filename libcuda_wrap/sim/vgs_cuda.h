@@ -6,7 +6,6 @@
 
 #include "vgw_cuda.h"
 
-typedef struct CUlib_st *CUlibrary;
 typedef struct CUfunc_st *CUkernel; /* one object plays both: a kernel's function is itself */
 typedef void (*CUhostFn)(void *user_data);
 typedef void (*CUstreamCallback)(CUstream stream, CUresult status, void *user_data);

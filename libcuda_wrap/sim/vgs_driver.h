@@ -179,6 +179,7 @@ struct CUfunc_st {
     char name[160];
 };
 uint64_t vgs_kernel_ns(CUfunction function);
+void vgs_module_free(CUmodule module);
 
 /* In a capture the operation becomes a node and true is returned. `operation` is copied. */
 enum vgs_node_kind {

@@ -1,29 +1,62 @@
 /* vgs_module.c - modules, libraries, kernels and functions. Any image loads, and has a function of any name: nothing is executed. */
 #define _GNU_SOURCE
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "vgs_driver.h"
 
 #define SHARED_OPTIN (227 * 1024)
 
+#define SIZE_MARK "// vgpu-sim device_bytes="
+
 struct CUmod_st { /* a CUlibrary is one too, without a context */
     struct vgs_object head;
+    uint64_t bytes; /* of device memory, on `gpu` */
+    uint32_t gpu;
 };
+
+/* An image of ours says how much device memory it takes; any other takes none. */
+static uint64_t bytes_of(const char *image)
+{
+    const size_t length = strlen(SIZE_MARK);
+    return strncmp(image, SIZE_MARK, length) == 0 ? strtoull(image + length, NULL, 10) : 0;
+}
 
 static CUresult load(CUmodule *module, const void *image, CUcontext ctx)
 {
     VGS_VALUE(module && image);
-    VGS_CHECK(*module = vgs_new(VGS_MODULE, sizeof **module, ctx), CUDA_ERROR_OUT_OF_MEMORY);
+    const CUcontext here = vgs_context();
+    const uint64_t bytes = here ? bytes_of(image) : 0;
+    const uint32_t gpu = here ? here->gpu : 0;
+    VGS_CHECK(bytes == 0 || vgs_charge(gpu, bytes), CUDA_ERROR_OUT_OF_MEMORY);
+    CUmodule made = vgs_new(VGS_MODULE, sizeof *made, ctx);
+    if (!made) {
+        vgs_refund(gpu, bytes);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    made->bytes = bytes;
+    made->gpu = gpu;
+    *module = made;
     return CUDA_SUCCESS;
 }
 
 static CUresult load_file(CUmodule *module, const char *path, CUcontext ctx)
 {
+    char head[128] = "";
     VGS_VALUE(module && path);
-    VGS_CHECK(access(path, R_OK) == 0, CUDA_ERROR_FILE_NOT_FOUND);
-    return load(module, path, ctx);
+    FILE *file = fopen(path, "re");
+    VGS_CHECK(file, CUDA_ERROR_FILE_NOT_FOUND);
+    head[fread(head, 1, sizeof head - 1, file)] = 0;
+    fclose(file);
+    return load(module, head, ctx);
+}
+
+void vgs_module_free(CUmodule module)
+{
+    if (module->bytes)
+        vgs_refund(module->gpu, module->bytes);
+    vgs_delete(module);
 }
 
 static bool of_module(void *object, void *module)
@@ -38,7 +71,7 @@ static CUresult unload(CUmodule module)
 {
     VGS_CHECK(vgs_valid(module, VGS_MODULE), CUDA_ERROR_INVALID_HANDLE);
     vgs_each(VGS_FUNCTION, NULL, of_module, module);
-    vgs_delete(module);
+    vgs_module_free(module);
     return CUDA_SUCCESS;
 }
 

@@ -77,10 +77,15 @@ static void drop(struct physical *physical)
     vgs_delete(physical);
 }
 
+static bool is_same(void *object, void *handle)
+{
+    return object == handle;
+}
+
+/* The handle is a number of the program's: it is looked for, not looked at. */
 static struct physical *physical_of(CUmemGenericAllocationHandle handle)
 {
-    void *object = (void *)(uintptr_t)handle;
-    return vgs_valid(object, VGS_PHYSICAL) ? object : NULL;
+    return vgs_each(VGS_PHYSICAL, NULL, is_same, (void *)(uintptr_t)handle);
 }
 
 VGS_API cuMemGetAllocationGranularity(size_t *granularity, const CUmemAllocationProp *prop, int option)

@@ -1,8 +1,7 @@
 /* context.c - contexts: whose device must be of the slice, and whose end frees what was allocated in them. */
-#include "vgw_charge.h"
-
 #include "cuda_handlers.h"
 #include "vgw_measure.h"
+#include "vgw_overhead.h"
 
 static CUcontext primary[VGW_DEVICES_MAX]; /* by CUdevice, from when it was first retained */
 
@@ -30,27 +29,41 @@ static void ended(uint64_t mark, CUcontext context, bool is_gone)
         vgw_refund(gpu, bytes[gpu]);
 }
 
+/* After the driver has made a context: what it takes is charged, or it is undone before the program has seen it. */
+static CUresult created(CUresult result, CUcontext *made, CUcontext old, const struct vgw_before *before)
+{
+    if (result != CUDA_SUCCESS || vgw_overhead_after(before, VGW_CONTEXT, *made, *made))
+        return result;
+    vgw_driver.cuCtxDestroy_v2(*made);
+    *made = old;
+    return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+/* `call` is the driver's function with its arguments. */
+#define CREATE_CONTEXT(call)                                                                                           \
+    unsigned gpu;                                                                                                      \
+    const CUresult result = vgw_device_gpu(dev, &gpu);                                                                 \
+    if (result != CUDA_SUCCESS || pctx == NULL)                                                                        \
+        return result != CUDA_SUCCESS ? result : call;                                                                 \
+    CUcontext old = *pctx;                                                                                             \
+    const struct vgw_before before = vgw_overhead_before(gpu);                                                         \
+    return created(call, pctx, old, &before)
+
 CUresult vgw_ctx_create(vgw_fn_ctx_create *real, CUcontext *pctx, unsigned int flags, CUdevice dev)
 {
-    unsigned gpu;
-    const CUresult result = vgw_device_gpu(dev, &gpu);
-    return result != CUDA_SUCCESS ? result : real(pctx, flags, dev);
+    CREATE_CONTEXT(real(pctx, flags, dev));
 }
 
 CUresult vgw_ctx_create_v3(vgw_fn_ctx_create_v3 *real, CUcontext *pctx, CUexecAffinityParam *paramsArray, int numParams,
                            unsigned int flags, CUdevice dev)
 {
-    unsigned gpu;
-    const CUresult result = vgw_device_gpu(dev, &gpu);
-    return result != CUDA_SUCCESS ? result : real(pctx, paramsArray, numParams, flags, dev);
+    CREATE_CONTEXT(real(pctx, paramsArray, numParams, flags, dev));
 }
 
 CUresult vgw_ctx_create_v4(vgw_fn_ctx_create_v4 *real, CUcontext *pctx, CUctxCreateParams *ctxCreateParams,
                            unsigned int flags, CUdevice dev)
 {
-    unsigned gpu;
-    const CUresult result = vgw_device_gpu(dev, &gpu);
-    return result != CUDA_SUCCESS ? result : real(pctx, ctxCreateParams, flags, dev);
+    CREATE_CONTEXT(real(pctx, ctxCreateParams, flags, dev));
 }
 
 CUresult vgw_ctx_destroy(vgw_fn_ctx_destroy *real, CUcontext ctx)
@@ -61,12 +74,32 @@ CUresult vgw_ctx_destroy(vgw_fn_ctx_destroy *real, CUcontext ctx)
     return result;
 }
 
+/* Only the first retain makes the context. */
+static bool is_active(CUdevice dev)
+{
+    unsigned int flags;
+    int active = 0;
+    return vgw_driver.cuDevicePrimaryCtxGetState != NULL &&
+           vgw_driver.cuDevicePrimaryCtxGetState(dev, &flags, &active) == CUDA_SUCCESS && active;
+}
+
 CUresult vgw_primary_retain(vgw_fn_primary_retain *real, CUcontext *pctx, CUdevice dev)
 {
     unsigned gpu;
     CUresult result = vgw_device_gpu(dev, &gpu);
-    if (result == CUDA_SUCCESS)
-        result = real(pctx, dev);
+    if (result != CUDA_SUCCESS || pctx == NULL)
+        return result != CUDA_SUCCESS ? result : real(pctx, dev);
+    const CUcontext old = *pctx;
+    const bool is_first = !is_active(dev);
+    struct vgw_before before = {.gpu = gpu};
+    if (is_first)
+        before = vgw_overhead_before(gpu);
+    result = real(pctx, dev);
+    if (result == CUDA_SUCCESS && is_first && !vgw_overhead_after(&before, VGW_CONTEXT, *pctx, *pctx)) {
+        vgw_driver.cuDevicePrimaryCtxRelease_v2(dev);
+        *pctx = old;
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
     if (result == CUDA_SUCCESS)
         __atomic_store_n(&primary[dev], *pctx, __ATOMIC_RELEASE);
     return result;

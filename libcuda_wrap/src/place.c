@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "vgw_measure.h"
+#include "vgw_overhead.h"
 #include "vgw_pool.h"
 #include "vgw_region.h"
 #include "vgw_table.h"
@@ -25,6 +26,7 @@ static void forked(void)
     pthread_mutex_init(&finding, NULL);
     vgw_table_forked();
     vgw_pools_forked();
+    vgw_overhead_forked();
     vgw_measure_forked();
 }
 
@@ -32,6 +34,7 @@ void vgw_real_more(void *library)
 {
 #define FIND(name) vgw_driver.name = (__typeof__(vgw_driver.name))vgw_real_symbol(library, #name)
     FIND(cuArrayDestroy);
+    FIND(cuCtxDestroy_v2);
     FIND(cuCtxGetCurrent);
     FIND(cuCtxGetDevice);
     FIND(cuCtxGetLimit);
@@ -49,6 +52,7 @@ void vgw_real_more(void *library)
     FIND(cuDeviceGraphMemTrim);
     FIND(cuDevicePrimaryCtxGetState);
     FIND(cuDestroyExternalMemory);
+    FIND(cuDevicePrimaryCtxRelease_v2);
     FIND(cuEventCreate);
     FIND(cuEventDestroy_v2);
     FIND(cuEventElapsedTime);
@@ -60,6 +64,7 @@ void vgw_real_more(void *library)
     FIND(cuGraphMemAllocNodeGetParams);
     FIND(cuGraphNodeGetType);
     FIND(cuIpcCloseMemHandle);
+    FIND(cuLibraryUnload);
     FIND(cuMemFreeAsync);
     FIND(cuMemFree_v2);
     FIND(cuMemGetAddressRange_v2);
@@ -69,6 +74,7 @@ void vgw_real_more(void *library)
     FIND(cuMemRelease);
     FIND(cuMemUnmap);
     FIND(cuMipmappedArrayDestroy);
+    FIND(cuModuleUnload);
     FIND(cuStreamGetCtx);
     FIND(cuStreamIsCapturing);
     FIND(cuStreamQuery);

@@ -224,6 +224,23 @@ uint64_t vgw_used_now(unsigned gpu)
                                                                                   : vgw_ledger_used(vgw_usage, gpu);
 }
 
+void vgw_owe(unsigned gpu, uint64_t bytes)
+{
+    static const uint64_t no_limit = VGW_BYTES_MAX;
+    const int slot = bytes == 0 || !vgw_region_ready() ? -1 : vgw_own_slot();
+    if (slot < 0)
+        return;
+    pthread_mutex_lock(&gpu_locks[gpu]);
+    vgw_ledger_take(vgw_usage, (unsigned)slot, gpu, bytes, &no_limit);
+    pthread_mutex_unlock(&gpu_locks[gpu]);
+}
+
+uint64_t vgw_held(unsigned gpu)
+{
+    const int slot = vgw_region_ready() ? vgw_own_slot() : -1;
+    return slot < 0 ? 0 : vgw_ledger_held(vgw_usage, (unsigned)slot, gpu);
+}
+
 void vgw_slot_forked(void)
 {
     pthread_mutex_init(&slot_lock, NULL);

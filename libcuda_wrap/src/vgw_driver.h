@@ -11,6 +11,7 @@
 
 struct vgw_driver { /* NULL where this driver does not have it */
     CUresult (*cuArrayDestroy)(CUarray);
+    CUresult (*cuCtxDestroy_v2)(CUcontext);
     CUresult (*cuCtxGetCurrent)(CUcontext *);
     CUresult (*cuCtxGetDevice)(CUdevice *);
     CUresult (*cuCtxGetLimit)(size_t *, CUlimit);
@@ -39,6 +40,8 @@ struct vgw_driver { /* NULL where this driver does not have it */
     CUresult (*cuGraphMemAllocNodeGetParams)(CUgraphNode, CUDA_MEM_ALLOC_NODE_PARAMS *);
     CUresult (*cuGraphNodeGetType)(CUgraphNode, CUgraphNodeType *);
     CUresult (*cuIpcCloseMemHandle)(CUdeviceptr);
+    CUresult (*cuDevicePrimaryCtxRelease_v2)(CUdevice);
+    CUresult (*cuLibraryUnload)(CUlibrary);
     CUresult (*cuMemFreeAsync)(CUdeviceptr, CUstream);
     CUresult (*cuMemFree_v2)(CUdeviceptr);
     CUresult (*cuMemGetAddressRange_v2)(CUdeviceptr *, size_t *, CUdeviceptr);
@@ -48,6 +51,7 @@ struct vgw_driver { /* NULL where this driver does not have it */
     CUresult (*cuMemRelease)(CUmemGenericAllocationHandle);
     CUresult (*cuMemUnmap)(CUdeviceptr, size_t);
     CUresult (*cuMipmappedArrayDestroy)(CUmipmappedArray);
+    CUresult (*cuModuleUnload)(CUmodule);
     CUresult (*cuStreamGetCtx)(CUstream, CUcontext *);
     CUresult (*cuStreamIsCapturing)(CUstream, CUstreamCaptureStatus *);
     CUresult (*cuStreamQuery)(CUstream);

@@ -32,6 +32,12 @@ int vgw_own_slot(void);
 bool vgw_charge(unsigned gpu, uint64_t bytes);
 void vgw_refund(unsigned gpu, uint64_t bytes);
 
+/* Charges what is taken already and cannot be undone, beyond the quota if need be: nothing else fits then. */
+void vgw_owe(unsigned gpu, uint64_t bytes);
+
+/* Bytes charged to this process. */
+uint64_t vgw_held(unsigned gpu);
+
 /* Have this process's pools and graphs give back what they keep, before an allocation is refused; true if that was
  * anything. NULL until there are any. */
 enum { VGW_RECLAIM_POOLS, VGW_RECLAIM_GRAPHS, VGW_RECLAIMERS };

@@ -10,17 +10,20 @@
 
 enum vgw_kind {
     VGW_NOTHING,
-    VGW_POINTER, /* cuMemAlloc and its family */
-    VGW_ARRAY,   /* arrays and mipmapped arrays */
-    VGW_HANDLE,  /* cuMemCreate's handle: count is how often it must be released, link the object */
-    VGW_MAPPING, /* cuMemMap: bytes of the mapping, link the object */
-    VGW_OBJECT,  /* physical memory: count is handles and mappings together */
-    VGW_POOLED,  /* from a memory pool, which is what is charged: link is the pool */
+    VGW_POINTER,  /* cuMemAlloc and its family */
+    VGW_ARRAY,    /* arrays and mipmapped arrays */
+    VGW_HANDLE,   /* cuMemCreate's handle: count is how often it must be released, link the object */
+    VGW_MAPPING,  /* cuMemMap: bytes of the mapping, link the object */
+    VGW_OBJECT,   /* physical memory: count is handles and mappings together */
+    VGW_POOLED,   /* from a memory pool, which is what is charged: link is the pool */
+    VGW_GRAPH,    /* an executable graph: what its memory nodes need on a GPU */
+    VGW_IMPORT,   /* handle of another process's physical memory: count as VGW_HANDLE's; its mappings are charged */
+    VGW_EXTERNAL, /* another interface's memory */
+    /* from here on, what ends with its context */
     VGW_LIMIT,   /* what cuCtxSetLimit reserved in a context */
-    VGW_GRAPH,   /* an executable graph: what its memory nodes need on a GPU */
     VGW_OPENED,  /* memory opened by cuIpcOpenMemHandle: count is how often it must be closed */
-    VGW_IMPORT,  /* handle of another process's physical memory: count as VGW_HANDLE's; its mappings are charged */
-    VGW_EXTERNAL /* another interface's memory */
+    VGW_CONTEXT, /* what a context takes itself, by its handle */
+    VGW_MODULE   /* what a module or library takes */
 };
 
 #define VGW_NO_GPU 255u /* not on a GPU */

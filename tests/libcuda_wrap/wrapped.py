@@ -84,10 +84,10 @@ class Box:
         Toolchain("gcc", sanitize).program([C_TESTS / "share.c"], folder / "share", flags=flags)
         return cls(folder, sanitize)
 
-    def fresh(self, *slices: Slice, gpus: int = 2, memory_bytes: int = 80 * GIB) -> None:
+    def fresh(self, *slices: Slice, gpus: int = 2, memory_bytes: int = 80 * GIB, context_bytes: int = 0) -> None:
         """New GPUs, a new quota, nothing used."""
         shutil.rmtree(self.folder / "sim", ignore_errors=True)
-        create.create(self.folder / "sim", gpus, memory_bytes)
+        create.create(self.folder / "sim", gpus, memory_bytes, context_bytes=context_bytes)
         self.write("quota", quota_file.quota("c0ffee", slices, burst="hard", priority="normal"))
         self.write("usage", quota_file.usage_header().ljust(quota_file.USAGE_BYTES, b"\0"))
 

@@ -16,6 +16,7 @@
 
 #include "vgw_cuda.h"
 #include "cuda_prototypes.h"
+#include "client_overhead.h"
 
 CUresult cuCtxSetCurrent(CUcontext context);
 CUresult cuDeviceGetUuid(CUuuid *uuid, CUdevice device);
@@ -223,7 +224,8 @@ static void context_command(const char *verb, word a)
             result = cuCtxSetCurrent(context);
     } else if (strcmp(verb, "newctx") == 0) {
         result = cuCtxCreate_v2(&context, 0, (CUdevice)a);
-        reg[4000] = (word)(uintptr_t)context;
+        if (result == CUDA_SUCCESS)
+            reg[4000] = (word)(uintptr_t)context;
     } else if (strcmp(verb, "destroyctx") == 0) {
         result = cuCtxDestroy_v2((CUcontext)(uintptr_t)reg[4000]);
     } else if (strcmp(verb, "primary_release") == 0) {
@@ -337,6 +339,13 @@ static void obey(char *line)
         say(result, reg[a], extra);
     } else if (strcmp(verb, "free") == 0 && sscanf(line, "%*s %63s %llu", family, &a) == 2) {
         say(release(family, reg[a]), 0, 0);
+    } else if (strcmp(verb, "load") == 0) {
+        char path[200] = "";
+        sscanf(line, "%*s %63s %llu %llu %199s", family, &a, &b, path);
+        say(load(family, &reg[a], b, path), 0, 0);
+    } else if (strcmp(verb, "unload") == 0) {
+        sscanf(line, "%*s %63s %llu", family, &a);
+        say(unload(family, reg[a]), 0, 0);
     } else if (strcmp(verb, "find") == 0) {
         char name[64] = "";
         sscanf(line, "%*s %63s %63s %llu %llu", family, name, &a, &b);
@@ -354,6 +363,8 @@ static void obey(char *line)
             storm(a, b);
         else if (strcmp(verb, "limit") == 0)
             say(cuCtxSetLimit((CUlimit)a, b), 0, 0);
+        else if (strcmp(verb, "set") == 0)
+            say(CUDA_SUCCESS, reg[a] = b, 0);
         else if (strcmp(verb, "misuse") == 0)
             misuse();
         else if (strcmp(verb, "sync") == 0)
@@ -377,7 +388,7 @@ static void obey(char *line)
 
 int main(void)
 {
-    char line[256];
+    char line[512];
     setvbuf(stdin, NULL, _IONBF, 0); /* a program that takes over by exec finds the rest of the input */
     while (fgets(line, sizeof line, stdin) != NULL)
         obey(line);
