@@ -570,6 +570,24 @@ VGW_EXPORT CUresult cuMemPoolDestroy(CUmemoryPool pool)
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_mem_pool_destroy(real, pool);
 }
 
+VGW_EXPORT CUresult cuMemPoolExportPointer(CUmemPoolPtrExportData *shareData_out, CUdeviceptr ptr);
+VGW_EXPORT CUresult cuMemPoolExportPointer(CUmemPoolPtrExportData *shareData_out, CUdeviceptr ptr)
+{
+    (void)shareData_out;
+    (void)ptr;
+    return vgw_refuse();
+}
+
+VGW_EXPORT CUresult cuMemPoolExportToShareableHandle(void *handle_out, CUmemoryPool pool, CUmemAllocationHandleType handleType, unsigned long long flags);
+VGW_EXPORT CUresult cuMemPoolExportToShareableHandle(void *handle_out, CUmemoryPool pool, CUmemAllocationHandleType handleType, unsigned long long flags)
+{
+    (void)handle_out;
+    (void)pool;
+    (void)handleType;
+    (void)flags;
+    return vgw_refuse();
+}
+
 VGW_EXPORT CUresult cuMemPoolImportFromShareableHandle(CUmemoryPool *pool_out, void *handle, CUmemAllocationHandleType handleType, unsigned long long flags);
 VGW_EXPORT CUresult cuMemPoolImportFromShareableHandle(CUmemoryPool *pool_out, void *handle, CUmemAllocationHandleType handleType, unsigned long long flags)
 {
@@ -800,6 +818,8 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuMemMapArrayAsync_ptsz", (void *)cuMemMapArrayAsync_ptsz},
     {"cuMemPoolCreate", (void *)cuMemPoolCreate},
     {"cuMemPoolDestroy", (void *)cuMemPoolDestroy},
+    {"cuMemPoolExportPointer", (void *)cuMemPoolExportPointer},
+    {"cuMemPoolExportToShareableHandle", (void *)cuMemPoolExportToShareableHandle},
     {"cuMemPoolImportFromShareableHandle", (void *)cuMemPoolImportFromShareableHandle},
     {"cuMemPoolImportPointer", (void *)cuMemPoolImportPointer},
     {"cuMemPoolTrimTo", (void *)cuMemPoolTrimTo},

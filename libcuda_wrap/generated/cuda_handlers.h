@@ -85,6 +85,8 @@ enum vgw_cuda_index {
     VGW_AT_cuMemMapArrayAsync_ptsz,
     VGW_AT_cuMemPoolCreate,
     VGW_AT_cuMemPoolDestroy,
+    VGW_AT_cuMemPoolExportPointer,
+    VGW_AT_cuMemPoolExportToShareableHandle,
     VGW_AT_cuMemPoolImportFromShareableHandle,
     VGW_AT_cuMemPoolImportPointer,
     VGW_AT_cuMemPoolTrimTo,
