@@ -265,20 +265,21 @@ def _hami_memory(given: Given) -> tuple[int, None]:
     return size, None
 
 
-def _cores(given: Given) -> int:
-    number = _number(given.text, 1, 100)
+def _whole(given: Given, least: int, most: int, why: str, remedy: str) -> int:
+    number = _number(given.text, least, most)
     if number is None:
-        why = "not a share of a GPU's compute time: a whole number of percent, 1 to 100"
-        raise given.refuse("VGPU-REQ-002", why, remedy=f"write {given.name}=30, or leave it out for no limit")
+        raise given.refuse("VGPU-REQ-002", why, remedy)
     return number
+
+
+def _cores(given: Given) -> int:
+    why = "not a share of a GPU's compute time: a whole number of percent, 1 to 100"
+    return _whole(given, 1, 100, why, f"write {given.name}=30, or leave it out for no limit")
 
 
 def _count(given: Given) -> int:
-    number = _number(given.text, 1, MAX_GPUS)
-    if number is None:
-        why = f"not a number of GPUs, 1 to {MAX_GPUS}"
-        raise given.refuse("VGPU-REQ-002", why, remedy=f"write {given.name}=2, or leave it out for one GPU")
-    return number
+    why = f"not a number of GPUs, 1 to {MAX_GPUS}"
+    return _whole(given, 1, MAX_GPUS, why, f"write {given.name}=2, or leave it out for one GPU")
 
 
 def _devices(given: Given) -> tuple[str, ...]:
@@ -315,11 +316,7 @@ def _types(given: Given) -> tuple[str, ...]:
 
 
 def _numa(given: Given) -> int:
-    number = _number(given.text, 0, 1023)
-    if number is None:
-        why = "not the number of a NUMA node"
-        raise given.refuse("VGPU-REQ-002", why, remedy=f"write {given.name}=0, or leave it out for any")
-    return number
+    return _whole(given, 0, 1023, "not the number of a NUMA node", f"write {given.name}=0, or leave it out for any")
 
 
 def is_word(text: str) -> bool:

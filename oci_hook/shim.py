@@ -63,12 +63,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         given = _slice(call)
         try:
-            if given is not None:
-                standby.forget(given.waiting)
             os.execv(call.runtime, [call.runtime, *call.arguments])
         except OSError as error:
             if given is not None:
-                _take_back(given.settings, call.id, "the low-level runtime cannot be started")
+                _take_back(given, call.id, "the low-level runtime cannot be started")
             raise _no_runtime(call.runtime, error) from error
     except VgpuError as error:
         _tell(call, error.line())
@@ -81,16 +79,9 @@ def main(argv: Sequence[str]) -> int:
         raise
 
 
-@dataclass(frozen=True)
-class Given:
-    """A slice that was given. waiting: what standby.leave returned."""
-
-    settings: Policy
-    waiting: int
-
-
-def _slice(call: Call) -> Given | None:
-    """Give the container its slice and edit its bundle. None: it asks for nothing, and nothing was changed."""
+def _slice(call: Call) -> Policy | None:
+    """Give the container its slice, by this policy, and edit its bundle. None: it asks for nothing, and nothing was
+    changed."""
     if not ledger.is_id(call.id):
         raise HostError(
             "VGPU-OCI-003",
@@ -109,7 +100,8 @@ def _slice(call: Call) -> Given | None:
             return None
         believed = docker.labels if "label" in settings.sources else {}
         asked = replace(asked, labels=policy.kept_labels({**believed, **annotations}, settings))
-        return Given(settings, _give(call, settings, bundle, docker, asked, believed))
+        _give(call, settings, bundle, docker, asked, believed)
+        return settings
     except VgpuError as error:
         _remember(call, settings, error)
         raise
@@ -117,11 +109,8 @@ def _slice(call: Call) -> Given | None:
         bundle.close()
 
 
-def _give(call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: Request, labels: dict[str, str]) -> int:
-    """Place the request, make the container's folder and edit the bundle; on any failure nothing of it is left.
-
-    Returns what standby.leave does.
-    """
+def _give(call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: Request, labels: dict[str, str]) -> None:
+    """Place the request, make the container's folder and edit the bundle; on any failure nothing of it is left."""
     creator = ledger.process(os.getpid())
     assert creator is not None, "we are alive"
     asked, clamped = policy.clamp(asked, settings)
@@ -166,7 +155,7 @@ def _give(call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: R
     except BaseException:
         _take_back(settings, call.id, "the bundle cannot be edited")
         raise
-    return standby.leave(settings, call.id, mounts, (bundle.root, bundle.env, bundle.cwd))
+    standby.leave(settings, call.id, mounts, (bundle.root, bundle.env, bundle.cwd))
 
 
 def _take_back(settings: Policy, container: str, why: str) -> None:

@@ -23,8 +23,8 @@ _PATIENCE_S = 60.0  # longer than any runtime takes to its prestart hooks
 _PEERCRED_BYTES = 12  # struct ucred: pid, uid, gid
 
 
-def leave(settings: Policy, container: str, plan: Plan, inside: tuple[str, list[str], str]) -> int:
-    """The pid of a child that `forget` must wait for, 0 if there is none. Never fails a start: it is only slower then.
+def leave(settings: Policy, container: str, plan: Plan, inside: tuple[str, list[str], str]) -> None:
+    """Never fails a start: it is only slower then.
 
     inside: path of the container's root file tree; environment and working folder of its process. The caller will
     become the runtime.
@@ -32,7 +32,7 @@ def leave(settings: Policy, container: str, plan: Plan, inside: tuple[str, list[
     try:
         listener = _listen(ledger.folder(settings.state_dir, container))
     except OSError:
-        return 0
+        return
     runtime = os.getpid()
     try:
         child = os.fork()
@@ -41,17 +41,11 @@ def leave(settings: Policy, container: str, plan: Plan, inside: tuple[str, list[
             if os.fork() == 0:
                 _serve(listener.fileno(), runtime, settings, plan, inside)
             os._exit(0)
-        return child
+        os.waitpid(child, 0)
     except OSError:
-        return 0
+        return
     finally:
         listener.close()
-
-
-def forget(child: int) -> None:
-    """Before this process becomes the runtime: the child has long done its part."""
-    if child:
-        os.waitpid(child, 0)
 
 
 def _listen(folder: str) -> _socket.socket:

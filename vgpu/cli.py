@@ -16,7 +16,7 @@ from oci_hook.errors import VgpuError
 from runtime_config.policy_file import DEFAULT_PATH as DEFAULT_CONFIG
 from vgpu import __version__, cli_placement
 from vgpu.monitor import commands as monitor
-from vgpu.options import Config, Json
+from vgpu.options import Config, DryRun, Json, Prefix
 
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -76,13 +76,11 @@ def inventory_command(
 
 @configure_app.command("docker")
 def configure_docker_command(
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the change as a diff; exit 2 if there is one.")
-    ] = False,
+    dry_run: DryRun = False,
     undo: Annotated[bool, typer.Option("--undo", help="Take our keys out again.")] = False,
     set_default: Annotated[bool, typer.Option("--set-default", help="Make vgpu the default runtime.")] = False,
     daemon_json: Annotated[str, typer.Option("--config", help="Docker's own file.")] = "/etc/docker/daemon.json",
-    prefix: Annotated[str | None, typer.Option("--prefix", help="Where vgpu is installed.")] = None,
+    prefix: Prefix = None,
     reload: Annotated[bool, typer.Option("--reload", help="Have dockerd read the file, and verify.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Ask dockerd whether it has the runtime.")] = False,
     host: Annotated[
@@ -102,15 +100,13 @@ def configure_docker_command(
 
 @configure_app.command("containerd")
 def configure_containerd_command(
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the change as a diff; exit 2 if there is one.")
-    ] = False,
+    dry_run: DryRun = False,
     undo: Annotated[bool, typer.Option("--undo", help="Take our handler out again.")] = False,
     set_default: Annotated[bool, typer.Option("--set-default", help="Make vgpu CRI's default runtime.")] = False,
     config_toml: Annotated[
         str, typer.Option("--config", help="containerd's own file.")
     ] = "/etc/containerd/config.toml",
-    prefix: Annotated[str | None, typer.Option("--prefix", help="Where vgpu is installed.")] = None,
+    prefix: Prefix = None,
     verify: Annotated[bool, typer.Option("--verify", help="Ask containerd what it makes of the file.")] = False,
     program: Annotated[str, typer.Option("--program", help="The containerd to ask.")] = "containerd",
     runtime_class: Annotated[bool, typer.Option("--runtime-class", help="Print Kubernetes' RuntimeClass.")] = False,

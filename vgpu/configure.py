@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from oci_hook.errors import HostError
 from runtime_config import files
-from runtime_config.engines import docker
+from runtime_config.engines import LAUNCHER_NAME, RUNTIME, docker
 from runtime_config.files import ConfigFile
 from vgpu import engine_docker, output
 
@@ -92,7 +92,7 @@ class Change:
 
 def launcher_in(prefix: str) -> str:
     """The launcher of the installation in `prefix`. Raises VGPU-CFG-003 if there is none: no container would start."""
-    path = os.path.join(os.path.abspath(prefix), "bin", docker.LAUNCHER_NAME)
+    path = os.path.join(os.path.abspath(prefix), "bin", LAUNCHER_NAME)
     if not os.access(path, os.X_OK):
         remedy = "name the folder that vgpu is installed in with --prefix, or install it there"
         raise HostError("VGPU-CFG-003", f"there is no {path}", remedy=remedy)
@@ -147,12 +147,12 @@ def run(edit: Edit, engine: Engine, prefix: str, *, as_json: bool) -> int:
     if engine.reload:
         _reload(change, engine)
     if engine.verify:
-        engine_docker.verify(engine.host, docker.RUNTIME, change.launcher, wait=engine.reload)
+        engine_docker.verify(engine.host, RUNTIME, change.launcher, wait=engine.reload)
     if as_json:
         extra = {"launcher": change.launcher, "reloaded": engine.reload, "verified": engine.verify}
         output.emit_json({**result, **extra})
     elif engine.verify:
-        print(f"dockerd {'no longer has' if edit.undo else 'has'} the runtime {docker.RUNTIME}")
+        print(f"dockerd {'no longer has' if edit.undo else 'has'} the runtime {RUNTIME}")
     elif change.needed:
         _say_what_next(change, edit)
     return 0
@@ -169,7 +169,7 @@ def show(change: Change, edit: Edit, result: dict[str, Any], *, as_json: bool) -
 
 
 def unchanged(edit: Edit) -> str:
-    return f"nothing to do: the runtime {docker.RUNTIME} {'is not there' if edit.undo else 'is there already'}"
+    return f"nothing to do: the runtime {RUNTIME} {'is not there' if edit.undo else 'is there already'}"
 
 
 def _reload(change: Change, engine: Engine) -> None:
@@ -181,7 +181,7 @@ def _reload(change: Change, engine: Engine) -> None:
     files.replace(final, docker.outspoken(change.after or "", change.file.path).encode())
     try:
         engine_docker.reload(engine.host)
-        engine_docker.verify(engine.host, docker.RUNTIME, None, wait=True)
+        engine_docker.verify(engine.host, RUNTIME, None, wait=True)
     finally:
         interim = files.read(change.file.path)
         if final.data is None:

@@ -6,7 +6,7 @@ import subprocess
 from typing import Any
 
 from oci_hook.errors import HostError, shown
-from runtime_config.engines import containerd
+from runtime_config.engines import RUNTIME, containerd
 from vgpu import configure, output
 from vgpu.configure import Edit
 
@@ -29,7 +29,7 @@ def run(edit: Edit, prefix: str, *, verify: str | None, as_json: bool) -> int:
     print(f"{change.file.path}: {'changed' if change.needed else configure.unchanged(edit)}", flush=True)
     if verify is not None:
         reads = "reads" if change.launcher else "no longer reads"
-        print(f"{verify} {reads} the runtime handler {containerd.RUNTIME} there")
+        print(f"{verify} {reads} the runtime handler {RUNTIME} there")
     if change.needed:
         output.message("vgpu: containerd reads it when it starts: systemctl restart containerd; containers live on")
     return 0
@@ -50,5 +50,5 @@ def _verify(program: str, path: str, launcher: str | None) -> None:
         )
     found = containerd.find(done.stdout, f"{program} config dump").launcher
     if found != launcher:
-        what = f"{program} has the runtime handler {containerd.RUNTIME} at {shown(found)} after reading {path}"
+        what = f"{program} has the runtime handler {RUNTIME} at {shown(found)} after reading {path}"
         raise HostError("VGPU-CFG-004", what, remedy="see which other files it imports: containerd config dump")

@@ -7,4 +7,6 @@ from typing import Annotated
 import typer
 
 Config = Annotated[str, typer.Option("--config", envvar="VGPU_CONFIG", help="The policy file, config.yaml.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the change as a diff; exit 2 if there is one.")]
+Prefix = Annotated[str | None, typer.Option("--prefix", help="Where vgpu is installed.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]

@@ -129,26 +129,26 @@ nvmlReturn_t vgw_nvml_by_index(vgw_fn_nvml_by_index *real, unsigned int index, n
     return NVML_SUCCESS;
 }
 
-nvmlReturn_t vgw_nvml_by_name(vgw_fn_nvml_by_name *real, const char *name, nvmlDevice_t *device)
+/* The end of a look-up, while `inside`: the device must be of the slice. */
+static nvmlReturn_t found(nvmlReturn_t result, const nvmlDevice_t *device)
 {
     unsigned gpu;
-    inside = true;
-    nvmlReturn_t result = real(name, device);
     if (result == NVML_SUCCESS)
         result = vgw_nvml_gpu(*device, &gpu);
     inside = false;
     return result;
 }
 
+nvmlReturn_t vgw_nvml_by_name(vgw_fn_nvml_by_name *real, const char *name, nvmlDevice_t *device)
+{
+    inside = true;
+    return found(real(name, device), device);
+}
+
 nvmlReturn_t vgw_nvml_by_uuid(vgw_fn_nvml_by_uuid *real, const nvmlUUID_t *uuid, nvmlDevice_t *device)
 {
-    unsigned gpu;
     inside = true;
-    nvmlReturn_t result = real(uuid, device);
-    if (result == NVML_SUCCESS)
-        result = vgw_nvml_gpu(*device, &gpu);
-    inside = false;
-    return result;
+    return found(real(uuid, device), device);
 }
 
 nvmlReturn_t vgw_nvml_index(vgw_fn_nvml_index *real, nvmlDevice_t device, unsigned int *index)

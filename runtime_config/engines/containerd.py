@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from oci_hook.errors import HostError, VgpuError, shown
+from runtime_config.engines import LAUNCHER_NAME, RUNTIME
 
-RUNTIME = "vgpu"
-LAUNCHER_NAME = "vgpu-runtime"
 DEFAULT_PATH = "/etc/containerd/config.toml"
 BEGIN = "# vgpu: added by `vgpu configure containerd`, which also takes it out"
 END = "# vgpu: end"

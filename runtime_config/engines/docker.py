@@ -14,10 +14,9 @@ from typing import NoReturn
 
 from oci_hook.errors import HostError, VgpuError, shown
 from runtime_config import json_text
+from runtime_config.engines import LAUNCHER_NAME, RUNTIME
 from runtime_config.json_text import Node
 
-RUNTIME = "vgpu"
-LAUNCHER_NAME = "vgpu-runtime"
 DEFAULT_PATH = "/etc/docker/daemon.json"
 
 

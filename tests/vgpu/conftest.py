@@ -15,3 +15,13 @@ def needs_build() -> None:
     missing = [part for part in parts if not (BUILD / part).exists()]
     if missing:
         pytest.skip(f"run `make build` first: {', '.join(missing)}")
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> Path:
+    """As much of an installation as an engine's configuration names: a program at the launcher's place."""
+    launcher = tmp_path / "prefix/bin/vgpu-runtime"
+    launcher.parent.mkdir(parents=True)
+    launcher.write_text("#!/bin/sh\n")
+    launcher.chmod(0o755)
+    return tmp_path / "prefix"

@@ -16,16 +16,6 @@ ORIGINAL = b'version = 2\n# ours since 2021\nroot = "/srv/containerd"\n'
 
 
 @pytest.fixture
-def prefix(tmp_path: Path) -> Path:
-    """As much of an installation as the configuration names: a program at the launcher's place."""
-    launcher = tmp_path / "prefix/bin/vgpu-runtime"
-    launcher.parent.mkdir(parents=True)
-    launcher.write_text("#!/bin/sh\n")
-    launcher.chmod(0o755)
-    return tmp_path / "prefix"
-
-
-@pytest.fixture
 def config_toml(tmp_path: Path) -> Path:
     path = tmp_path / "config.toml"
     path.write_bytes(ORIGINAL)

@@ -20,16 +20,6 @@ ORIGINAL = b'{\r\n\t"log-driver": "json-file",\r\n\t"debug": false\r\n}'
 
 
 @pytest.fixture
-def prefix(tmp_path: Path) -> Path:
-    """As much of an installation as Docker's configuration names: a program at the launcher's place."""
-    launcher = tmp_path / "prefix/bin/vgpu-runtime"
-    launcher.parent.mkdir(parents=True)
-    launcher.write_text("#!/bin/sh\n")
-    launcher.chmod(0o755)
-    return tmp_path / "prefix"
-
-
-@pytest.fixture
 def daemon_json(tmp_path: Path) -> Path:
     path = tmp_path / "docker/daemon.json"
     path.parent.mkdir()

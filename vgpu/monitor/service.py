@@ -14,9 +14,9 @@ from oci_hook.errors import VgpuError
 from oci_hook.records import Policy
 from vgpu import output
 from vgpu.config import load
-from vgpu.monitor import calibrate, history, status, truth
+from vgpu.monitor import history, status, truth
 from vgpu.monitor.collect import Collector
-from vgpu.monitor.rows import Row, rows
+from vgpu.monitor.rows import rows
 from vgpu.monitor.sample import Sample
 from vgpu.monitor.truth import Key, Track
 
@@ -52,7 +52,6 @@ class Monitor:
         self._allowance_bytes = allowance_bytes
         self._tracks: dict[Key, Track] = {}
         self._troubles: frozenset[tuple[str, str]] = frozenset()
-        self._last: list[Row] = []
 
     def look(self) -> None:
         """One round. What cannot be read or written this time is said once, and tried again at the next."""
@@ -60,16 +59,14 @@ class Monitor:
             sample = self.collector.sample()
             found = truth.suspicions(sample, self._allowance_bytes)
             tracks = truth.step(self._tracks, found, [one.id for one in sample.containers])
-            seen = rows(sample, truth.raised(tracks))
-            self._ring.append(seen)
+            self._ring.append(rows(sample, truth.raised(tracks)))
             status.write(self._policy.state_dir, tracks, self._interval_s)
         except (VgpuError, OSError) as error:
             self._say_troubles(frozenset({("this round", str(error))}))
             return
         self._say_troubles(frozenset(sample.troubles))
         self._say_changes(sample, tracks)
-        calibrate.publish(self._policy.state_dir, sample, self._last, seen)
-        self._tracks, self._last = tracks, seen
+        self._tracks = tracks
 
     def _say_changes(self, sample: Sample, tracks: Mapping[Key, Track]) -> None:
         """A finding raised or dropped: a line on stderr, and one in the audit log."""
