@@ -48,11 +48,8 @@ def make(prefix: Prefix, found: Sequence[Item], python: str, cli_python: str) ->
     tag, found = source.for_interpreter(python, found)
     home = prefix.versions / f"{__version__}-{source.build_id(found, python, tag, cli_python, str(prefix.path))}"
     command = f'exec {shlex.quote(cli_python)} -I {shlex.quote(f"{home}/{source.ENTRY}")} "$@"'
-    units = [_unit(item, prefix) for item in found if item.target.startswith("share/systemd/")]
-    rest = [item for item in found if not item.target.startswith("share/systemd/")]
     items = [
-        *rest,
-        *units,
+        *found,
         *_compiled(found, home, python, _HOT),
         *_compiled(found, home, cli_python, _CLI),
         Item("bin/vgpu", f"#!/bin/sh\n{command}\n".encode(), 0o755),
@@ -60,10 +57,6 @@ def make(prefix: Prefix, found: Sequence[Item], python: str, cli_python: str) ->
     files = {item.target: hashlib.sha256(item.data).hexdigest() for item in sorted(items, key=lambda item: item.target)}
     manifest = {"schema": layout.MANIFEST_SCHEMA, "version": __version__, "reads": READS, "files": files}
     return Made(home, tuple(items), f"{json.dumps(manifest, indent=1)}\n".encode(), python)
-
-
-def _unit(item: Item, prefix: Prefix) -> Item:
-    return Item(item.target, item.data.replace(layout.SYSTEM_PREFIX.encode(), str(prefix.path).encode()), item.mode)
 
 
 def _compiled(found: Sequence[Item], home: Path, python: str, below: str) -> Iterator[Item]:
