@@ -61,7 +61,7 @@ CODES: dict[str, str] = {
     # installing, upgrading, rolling back, uninstalling
     "VGPU-INST-001": "vgpu cannot be installed as asked, or is not installed as it should be",
     "VGPU-INST-002": "a version that could not manage the containers that run, or the configuration that is there",
-    "VGPU-INST-003": "containers with a slice still run",
+    "VGPU-INST-003": "containers that were started by vgpu are still there",
     # what shows and explains: nothing that enforces depends on it
     "VGPU-MON-001": "the monitor's history is missing or cannot be used",
     "VGPU-MON-002": "another monitor already watches this host",
