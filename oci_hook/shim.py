@@ -133,7 +133,7 @@ def _give(
         )
     asked, clamped = policy.clamp(asked, settings)
     have = _inventory(settings)
-    with ledger.Ledger(settings.state_dir) as book:
+    with ledger.Ledger(settings.state_dir, in_turn=True) as book:
         book.reap(lambda dead: decision.ended(settings, dead, book.tick(), "reap"))
         others = book.entries()
         if any(other.id == call.id for other in others):
