@@ -128,7 +128,7 @@ def real(policy: Policy, gpus: Sequence[Gpu], dev: str = "/dev") -> Inventory:
     fd = os.open(policy.driver_root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         root = RootView(fd)
-        folders = tuple(_library_folders(root))
+        folders = tuple(library_folders(root))
         version = inventory.loaded_driver() or _version_on_disk(root, folders)
         if not version:
             raise HostError("VGPU-HOST-007", f"no NVIDIA driver below {policy.driver_root}", remedy=_INSTALL)
@@ -159,7 +159,7 @@ def _machine() -> int:
     return elf.AARCH64 if machine == "aarch64" else elf.X86_64
 
 
-def _library_folders(root: RootView) -> Iterator[str]:
+def library_folders(root: RootView) -> Iterator[str]:
     """Where the driver's libraries can be: beside the libcuda that the host's loader takes, then the usual folders."""
     for path in root.loader_cache(_machine()).get("libcuda.so.1", ()):
         yield os.path.dirname(path)

@@ -72,9 +72,9 @@ def verify(host: str, runtime: str, launcher: str | None, *, wait: bool) -> None
 
 def reload(host: str) -> None:
     """SIGHUP to the dockerd behind `host`. Raises VGPU-CFG-004 when it is not clear which process that is."""
-    listener = _listener(host)
+    listening = listener(host)
     # with socket activation it is systemd that listens, and the daemon is the machine's own
-    for pid in map(_from_file, _PID_FILES) if listener == 1 else (listener,):
+    for pid in map(_from_file, _PID_FILES) if listening == 1 else (listening,):
         if pid is None:
             continue
         try:
@@ -94,7 +94,7 @@ def reload(host: str) -> None:
     raise _refuse(f"the process of dockerd at {host} was not found", "reload it yourself: systemctl reload docker")
 
 
-def _listener(host: str) -> int | None:
+def listener(host: str) -> int | None:
     """The process that listens on a Unix socket, as the kernel knows it. systemd's own for a socket that it opened."""
     path = host.removeprefix("unix://")
     if path == host:
