@@ -36,6 +36,7 @@ CODES: dict[str, str] = {
     "VGPU-IMG-002": "a path of the image leads out of its root",
     "VGPU-IMG-003": "a mount of the container covers a folder that the slice needs",
     "VGPU-IMG-004": "the container ended while it was being set up",
+    "VGPU-IMG-005": "the image's libraries are to be looked for in too many folders",
     # bundle: what the engine handed over
     "VGPU-OCI-001": "the bundle's config.json cannot be used",
     "VGPU-OCI-002": "the container state on standard input cannot be used",

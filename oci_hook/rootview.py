@@ -12,10 +12,6 @@ import stat
 from oci_hook import elf, ldcache, syscalls
 from oci_hook.elf import ElfError
 from oci_hook.errors import ImageError, shown
-from oci_hook.values import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _MAX_NAMES = 100_000  # in one folder; more would take the hook's whole time
 _PARSED: dict[tuple[int, ...], elf.Elf] = {}  # a file that is still the same is not read twice by one process
@@ -101,23 +97,23 @@ class RootView:
         finally:
             os.close(found)
 
-    def names(self, folder: str) -> Iterator[str]:
+    def names(self, folder: str) -> list[str]:
         """The names in a folder, none if there is no such folder."""
         fd = self._reopen(folder, stat.S_IFDIR, os.O_DIRECTORY)
         if fd is None:
-            return
+            return []
         try:
             with os.scandir(fd) as entries:
-                for count, entry in enumerate(entries):
-                    if count >= _MAX_NAMES:
-                        raise ImageError(
-                            "VGPU-IMG-001",
-                            f"the image's folder {shown(folder, 256)} has more than {_MAX_NAMES} entries",
-                            remedy="split the folder, or leave it out of the loader's path",
-                        )
-                    yield entry.name
+                found = [entry.name for _, entry in zip(range(_MAX_NAMES + 1), entries, strict=False)]
         finally:
             os.close(fd)
+        if len(found) > _MAX_NAMES:
+            raise ImageError(
+                "VGPU-IMG-001",
+                f"the image's folder {shown(folder, 256)} has more than {_MAX_NAMES} entries",
+                remedy="split the folder, or leave it out of the loader's path",
+            )
+        return found
 
     def identity(self, path: str) -> tuple[int, int] | None:
         """(st_dev, st_ino) of what the path leads to, None if to nothing."""
