@@ -70,3 +70,11 @@ def parse(data: bytes, machine: int) -> dict[str, tuple[str, ...]]:
     for name, place in for_some:
         found.setdefault(name, []).append(place)
     return {name: tuple(places) for name, places in found.items()}
+
+
+def read(data: bytes | None, machine: int) -> dict[str, tuple[str, ...]]:
+    """As `parse`; empty if there is no cache (None), or none that glibc would use."""
+    try:
+        return {} if data is None else parse(data, machine)
+    except CacheError:
+        return {}

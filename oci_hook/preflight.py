@@ -208,7 +208,7 @@ def check(
     process, for LD_LIBRARY_PATH. machine: of the host, as os.uname() says it.
     """
     if machine not in MACHINES:
-        raise ImageError("VGPU-DEP-004", f"no driver for machine {machine}", remedy="use x86_64 or aarch64")
+        raise no_driver_for(machine)
     image = Image(root, MACHINES[machine], library_path(env, cwd))
     ours = {library.soname for library in libraries} | set(mounted)
     found = list(problems(image, map(of_driver, libraries), ours))
@@ -217,6 +217,10 @@ def check(
         text = first.text + (f" (and {more} more)" if more else "")
         raise ImageError(first.code, text, remedy=first.remedy)
     return Found(image.libdir, copies(image))
+
+
+def no_driver_for(machine: str) -> ImageError:
+    return ImageError("VGPU-DEP-004", f"no driver for machine {machine}", remedy="use x86_64 or aarch64")
 
 
 def of_driver(library: Library) -> Needs:
@@ -261,7 +265,9 @@ def _too_old(code: str, soname: str, needs: Needs, provider: Elf) -> Iterator[Pr
     wanted = max(lacking, key=order)
     family = wanted.partition("_")[0] + "_"
     have = max((version for version in provider.provides if version.startswith(family)), key=order, default="none")
-    if family == "GLIBC_":
+    if wanted == "GLIBC_PRIVATE":
+        remedy = f"take {needs.who} and {soname} from one and the same glibc"
+    elif family == "GLIBC_":
         remedy = f"use an image with glibc {wanted.removeprefix(family)} or newer"
     else:
         remedy = f"use an image whose {soname} has {wanted}"

@@ -21,13 +21,13 @@ INSIDE = syscalls.IN_ROOT | syscalls.NO_MAGICLINKS
 class RootView:
     """`fd` is the open root folder; the caller closes it. Whatever cannot be resolved inside the root is not there.
 
-    looked: the folders of the root, "/usr", below which something was looked for, found or not.
+    prefix: the root's own path. looked: the folders of the root, "/usr", below which something was looked for, found or not.
     """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.looked: set[str] = set()
-        self._root = os.readlink(f"/proc/self/fd/{fd}").rstrip("/")
+        self.prefix = os.readlink(f"/proc/self/fd/{fd}").rstrip("/")
 
     def find(self, path: str, flags: int = 0) -> int | None:
         """An O_PATH fd that the caller closes, or None."""
@@ -36,7 +36,7 @@ class RootView:
             found = syscalls.openat2(self.fd, path, os.O_PATH | flags, INSIDE)
         except (OSError, ValueError):
             return None
-        self._note(os.readlink(f"/proc/self/fd/{found}").removeprefix(self._root))  # where links have led
+        self._note(os.readlink(f"/proc/self/fd/{found}").removeprefix(self.prefix))  # where links have led
         return found
 
     def _note(self, path: str) -> None:
@@ -56,9 +56,13 @@ class RootView:
         finally:
             os.close(found)
 
+    def open_file(self, path: str) -> int | None:
+        """A regular file for reading, which the caller closes; None if there is none that can be read."""
+        return self._reopen(path, stat.S_IFREG, 0)
+
     def read(self, path: str, limit: int) -> bytes | None:
         """The bytes of a regular file, None if there is none. A file of more than `limit` bytes raises ImageError."""
-        fd = self._reopen(path, stat.S_IFREG, 0)
+        fd = self.open_file(path)
         if fd is None:
             return None
         try:
@@ -128,10 +132,4 @@ class RootView:
 
     def loader_cache(self, machine: int) -> dict[str, tuple[str, ...]]:
         """/etc/ld.so.cache as ldcache.parse gives it; empty if there is none, or none that glibc would use."""
-        data = self.read("/etc/ld.so.cache", ldcache.MAX_BYTES)
-        if data is None:
-            return {}
-        try:
-            return ldcache.parse(data, machine)
-        except ldcache.CacheError:
-            return {}
+        return ldcache.read(self.read("/etc/ld.so.cache", ldcache.MAX_BYTES), machine)
