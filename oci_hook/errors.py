@@ -41,6 +41,7 @@ CODES: dict[str, str] = {
     "VGPU-OCI-002": "the container state on standard input cannot be used",
     "VGPU-OCI-003": "a container id that no engine gives",
     "VGPU-OCI-004": "a container of this id already has a slice and still runs",
+    "VGPU-OCI-005": "a start that ended before its slice was in force, without a word",
     # host: the admin's
     "VGPU-HOST-001": "the policy is missing or cannot be used",
     "VGPU-HOST-002": "the GPU inventory is missing, stale or cannot be used",
