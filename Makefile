@@ -32,6 +32,7 @@ lint: .venv/.bootstrapped
 	MYPYPATH=. $(PYTHON) -m mypy packaging/install.py packaging/demo.py
 	clang-format --dry-run -Werror $(C_FILES)
 	$(PYTHON) -m libcuda_wrap.gen --check
+	$(PYTHON) -m vgpu.doctor.manual --check
 	shellcheck packaging/bootstrap.sh .ci/run
 
 build: $(PARTS)

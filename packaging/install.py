@@ -124,8 +124,9 @@ def items(prefix: Path, build: Path, cli_python: str, hot_python: str) -> Iterat
     cli = {name: data for package in CLI_PACKAGES for name, data in _sources(ROOT / package)}
     cli["vgpu_cli.py"] = CLI_ENTRY.encode()
     yield from _with_bytecode(cli_python, cli, prefix, "lib/vgpu/cli")
-    command = f'exec {shlex.quote(cli_python)} -I {shlex.quote(f"{prefix}/lib/vgpu/cli/vgpu_cli.py")} "$@"'
-    yield Item("bin/vgpu", f"#!/bin/sh\n{command}\n".encode(), 0o755)
+    command = f"exec {shlex.quote(cli_python)} -I {shlex.quote(f'{prefix}/lib/vgpu/cli/vgpu_cli.py')}"
+    for name, first in (("vgpu", ""), ("vgpu-doctor", "doctor ")):
+        yield Item(f"bin/{name}", f'#!/bin/sh\n{command} {first}"$@"\n'.encode(), 0o755)
 
 
 def _digest(data: bytes) -> str:
