@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _OPTIONS = ("--policy", "--bundle", "--config", "--id", "--log", "--log-format", "--launcher", "--answer")
 _REFRESH_TIMEOUT_S = 30.0
+_NO_DOCKER = Docker()
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,11 @@ def _answer(call: Call, code: int) -> bool:
 def _slice(call: Call) -> standby.Standby | None:
     """Give the container its slice and edit its bundle; returns its hook. None: it asks for nothing, and nothing was
     changed."""
-    if not ledger.is_id(call.id):
-        raise HostError(
-            "VGPU-OCI-003",
-            f"the container's id is {shown(call.id)}",
-            remedy=f"use an id of at most {ledger.MAX_ID} letters, digits and _.+- that does not begin with a dot",
-        )
-    bundle = Bundle(call.bundle, call.config)
-    docker = bundle.docker(call.id)
+    try:
+        bundle, docker = _read(call)
+    except VgpuError as error:
+        _remember_early(call, error)
+        raise
     annotations, env = bundle.annotations, bundle.env
     if not request.mentioned(annotations, docker.labels, env):
         return None
@@ -114,10 +112,24 @@ def _slice(call: Call) -> standby.Standby | None:
         asked = replace(asked, labels=policy.kept_labels({**believed, **annotations}, settings))
         return _give(call, settings, bundle, docker, asked, believed)
     except VgpuError as error:
-        _remember(call, settings, error)
+        _remember(call, settings, error, docker)
+        raise
+    except Exception as error:
+        audit.bug(settings.state_dir, call.id, error, **_facts(call, docker))
         raise
     finally:
         bundle.close()
+
+
+def _read(call: Call) -> tuple[Bundle, Docker]:
+    if not ledger.is_id(call.id):
+        raise HostError(
+            "VGPU-OCI-003",
+            f"the container's id is {shown(call.id)}",
+            remedy=f"use an id of at most {ledger.MAX_ID} letters, digits and _.+- that does not begin with a dot",
+        )
+    bundle = Bundle(call.bundle, call.config)
+    return bundle, bundle.docker(call.id)
 
 
 def _give(
@@ -200,10 +212,23 @@ class _Refused(PlacementError):
         super().__init__(told.code, str(told), remedy=told.remedy)
 
 
-def _remember(call: Call, settings: Policy, error: VgpuError) -> None:
+def _remember(call: Call, settings: Policy, error: VgpuError, docker: Docker = _NO_DOCKER) -> None:
     if not isinstance(error, _Refused):
         audit.append(settings.log_dir, "deny", call.id, code=error.code, message=str(error)[:4096])
-    audit.failure(settings.state_dir, call.id, error)
+    named = call.id if ledger.is_id(call.id) else audit.UNNAMED
+    audit.failure(settings.state_dir, named, error, **_facts(call, docker))
+
+
+def _remember_early(call: Call, error: VgpuError) -> None:
+    """Of a container of which it is not known yet what it asks for. Without a policy there is no place to keep it."""
+    try:
+        _remember(call, policy.load(call.policy), error)
+    except VgpuError:
+        return
+
+
+def _facts(call: Call, docker: Docker = _NO_DOCKER) -> dict[str, str]:
+    return {"part": "shim", "name": docker.name, "image": docker.image, "bundle": call.bundle}
 
 
 def _inventory(settings: Policy) -> Inventory:

@@ -135,6 +135,17 @@ class Container:
     def exec(self, args: Sequence[str], timeout: float = 60) -> subprocess.CompletedProcess[str]:
         return self._call("exec", self.id, *args, timeout=timeout)
 
+    def exec_detached(self, args: Sequence[str]) -> int:
+        """The host's pid of a process that goes on in the container; whoever ends it calls `end`."""
+        pid_file = self.folder / f"pid-{uuid.uuid4().hex}"
+        command = self.command("exec", "--detach", "--pid-file", str(pid_file), self.id, *args)
+        _be_subreaper()
+        null = subprocess.DEVNULL
+        subprocess.run(
+            command, cwd=self.folder, env=self.env, timeout=60, check=True, stdin=null, stdout=null, stderr=null
+        )
+        return int(pid_file.read_text())
+
     def state(self) -> dict[str, Any] | None:
         done = self._call("state", self.id)
         return json.loads(done.stdout) if done.returncode == 0 else None
@@ -237,6 +248,13 @@ def kill(pid: int) -> None:
     """kill -9; no error when it is gone already."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+def end(pid: int) -> None:
+    """kill -9 of a process of `exec_detached`, and its exit status taken: nothing of it is left."""
+    kill(pid)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
 
 
 def _be_subreaper() -> None:
