@@ -102,7 +102,9 @@ def build(out: Path) -> list[Path]:
     ffi.set_source(MODULE, SOURCE)
     source = package / "_vgsys.c"
     ffi.emit_c_code(str(source))  # type: ignore[no-untyped-call,unused-ignore]
-    extension = package / f"_vgsys{sysconfig.get_config_var('EXT_SUFFIX')}"
+    for other in package.glob("_vgsys.*.so"):
+        other.unlink()  # one of an interpreter's own would be found first
+    extension = package / "_vgsys.abi3.so"  # cffi's code keeps to the stable ABI: it fits any later Python 3
     compiler = str(sysconfig.get_config_var("CC")).split()[0]
     include = f"-I{sysconfig.get_path('include')}"
     subprocess.run(

@@ -14,7 +14,7 @@ import typer
 
 from oci_hook.errors import VgpuError
 from runtime_config.policy_file import DEFAULT_PATH as DEFAULT_CONFIG
-from vgpu import __version__, cli_doctor, cli_placement
+from vgpu import __version__, cli_doctor, cli_install, cli_placement
 from vgpu.monitor import commands as monitor
 from vgpu.options import Config, DryRun, Json, Prefix
 
@@ -33,6 +33,7 @@ app.add_typer(configure_app, name="configure")
 app.add_typer(config_app, name="config")
 cli_placement.add_to(app)
 cli_doctor.add_to(app)
+cli_install.add_to(app)
 app.add_typer(wrapper_app, name="wrapper")
 
 
