@@ -1,7 +1,8 @@
 """python -I -S -E pack.py FOLDER TARGET shim|hook: what the shim in FOLDER imports until it has answered, or after
 that, when it is the hook; compiled, on standard output.
 
-TARGET: the folder that they are installed in, for tracebacks. The result is the running interpreter's own, and begins with its magic number; oci_hook/entry/vgpu_shim.py reads it.
+TARGET: the folder that they are installed in, for tracebacks. The result is the running interpreter's own, and begins
+with its magic number; oci_hook/entry/vgpu_shim.py reads it.
 """
 
 import marshal
@@ -16,7 +17,7 @@ import oci_hook.shim  # noqa: E402  # only now is it found
 
 if part == "hook":
     before |= set(sys.modules)
-    import oci_hook.hook
+    import oci_hook.hook  # noqa: F401
 
 codes = {}
 for name, module in sorted(sys.modules.items()):
