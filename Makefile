@@ -30,6 +30,7 @@ lint: .venv/.bootstrapped
 	$(PYTHON) -m mypy
 	$(PYTHON) -m mypy -p tests.harness -p tests.e2e -p benchmarks
 	MYPYPATH=. $(PYTHON) -m mypy packaging/install.py packaging/demo.py
+	MYPYPATH=.:packaging $(PYTHON) -m mypy -p artefacts
 	clang-format --dry-run -Werror $(C_FILES)
 	$(PYTHON) -m libcuda_wrap.gen --check
 	shellcheck packaging/bootstrap.sh .ci/run

@@ -67,6 +67,8 @@ CODES: dict[str, str] = {
     "VGPU-SIM-001": "a cluster file that cannot be used",
     "VGPU-SIM-002": "a trace of jobs that cannot be used",
     "VGPU-SIM-003": "a simulation that cannot be run as it was asked for",
+    # wheels, source archives, packages: what makes and checks them
+    "VGPU-PKG-001": "an artefact that cannot be read",
 }
 
 
