@@ -70,8 +70,9 @@ class Finding:
 def rules(path: Path = RULES) -> Rules:
     """Our own file, so a mistake in it is a bug and raises as one."""
     loaded: dict[str, Any] = yaml.safe_load(path.read_text())
-    made = [Rule(**{key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}) for row in loaded["rules"]]
-    return Rules(frozenset(loaded["host"]), tuple(made))
+    rows: list[dict[str, Any]] = loaded["rules"]
+    made = [{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows]
+    return Rules(frozenset(loaded["host"]), tuple(Rule(**row) for row in made))
 
 
 def check(artefact: Artefact, allowed: Rules) -> list[Finding]:
