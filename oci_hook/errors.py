@@ -58,6 +58,10 @@ CODES: dict[str, str] = {
     "VGPU-CFG-002": "a configuration file that cannot be written",
     "VGPU-CFG-003": "a setting that does not exist or has a value that it cannot have",
     "VGPU-CFG-004": "the engine does not show the runtime",
+    # installing, upgrading, rolling back, uninstalling
+    "VGPU-INST-001": "vgpu cannot be installed as asked, or is not installed as it should be",
+    "VGPU-INST-002": "a version that could not manage the containers that run, or the configuration that is there",
+    "VGPU-INST-003": "containers with a slice still run",
     # what shows and explains: nothing that enforces depends on it
     "VGPU-MON-001": "the monitor's history is missing or cannot be used",
     "VGPU-MON-002": "another monitor already watches this host",

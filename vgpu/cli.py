@@ -14,7 +14,7 @@ import typer
 
 from oci_hook.errors import VgpuError
 from runtime_config.policy_file import DEFAULT_PATH as DEFAULT_CONFIG
-from vgpu import __version__, cli_placement
+from vgpu import __version__, cli_install, cli_placement
 from vgpu.monitor import commands as monitor
 from vgpu.options import Config, DryRun, Json, Prefix
 
@@ -32,6 +32,7 @@ wrapper_app = typer.Typer(help="The wrapper in front of the driver.", no_args_is
 app.add_typer(configure_app, name="configure")
 app.add_typer(config_app, name="config")
 cli_placement.add_to(app)
+cli_install.add_to(app)
 app.add_typer(wrapper_app, name="wrapper")
 
 

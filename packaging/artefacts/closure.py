@@ -36,12 +36,12 @@ _PATH = re.compile(rb"(?<![\w.$%)/:-])/[A-Za-z_.][\w.+-]*(?:/[\w.+%@-]+)+")
 class Rule:
     """See closure.yaml. runpath "": none but $ORIGIN."""
 
-    match: tuple[str, ...]
+    match: Sequence[str]
     linked: str = ""
     glibc: str = "0"
     runpath: str = ""
     absent: dict[str, str] = field(default_factory=dict)
-    paths: tuple[str, ...] = ()
+    paths: Sequence[str] = ()
     foreign: str = ""
 
 
@@ -70,9 +70,8 @@ class Finding:
 def rules(path: Path = RULES) -> Rules:
     """Our own file, so a mistake in it is a bug and raises as one."""
     loaded: dict[str, Any] = yaml.safe_load(path.read_text())
-    rows: list[dict[str, Any]] = loaded["rules"]
-    made = [{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows]
-    return Rules(frozenset(loaded["host"]), tuple(Rule(**row) for row in made))
+    made = [Rule(**row) for row in loaded["rules"]]
+    return Rules(frozenset(loaded["host"]), tuple(made))
 
 
 def check(artefact: Artefact, allowed: Rules) -> list[Finding]:
