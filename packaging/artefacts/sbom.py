@@ -14,6 +14,7 @@ import sys
 import tomllib
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,7 @@ def _tools() -> list[Json]:
     return found
 
 
+@cache
 def zig_libraries() -> dict[str, str]:
     """Name -> version of what this environment's zig links in; compiler-rt is zig's own."""
     versions = {COMPILER_RT: f"zig-{metadata.version('ziglang')}"}
