@@ -68,10 +68,14 @@ class Docker:
 
 
 @contextlib.contextmanager
-def running(folder: Path, runtimes: Mapping[str, Path], **settings: object) -> Iterator[Docker]:
+def running(
+    folder: Path, runtimes: Mapping[str, Path], engine: engines.Engine | None = None, **settings: object
+) -> Iterator[Docker]:
     """Starts a daemon whose files are all in `folder` (absent or empty), and ends it with every container it had.
-    settings: further keys of daemon.json, `default_runtime` as "default-runtime"."""
-    engine = engines.docker()
+
+    engine: another than the machine's release has. settings: further keys of daemon.json, `default_runtime` as
+    "default-runtime"."""
+    engine = engine or engines.docker()
     folder.mkdir(parents=True, exist_ok=True)
     before = leftovers.machine_folders()
     sockets = Path(tempfile.mkdtemp(prefix="vgpu-docker-"))
