@@ -58,6 +58,11 @@ CODES: dict[str, str] = {
     "VGPU-CFG-002": "a configuration file that cannot be written",
     "VGPU-CFG-003": "a setting that does not exist or has a value that it cannot have",
     "VGPU-CFG-004": "the engine does not show the runtime",
+    # the engine itself, before and after its file is edited
+    "VGPU-ENG-001": "the engine is started with flags that contradict its file",
+    "VGPU-ENG-002": "the engine would refuse the new text of its file",
+    "VGPU-ENG-003": "containers still need the runtime that is to go",
+    "VGPU-ENG-004": "no engine was found on this host",
     # what shows and explains: nothing that enforces depends on it
     "VGPU-MON-001": "the monitor's history is missing or cannot be used",
     "VGPU-MON-002": "another monitor already watches this host",
