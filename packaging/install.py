@@ -84,8 +84,13 @@ def _sources(package: Path) -> Iterator[tuple[str, bytes]]:
             yield str(relative), path.read_bytes()
 
 
-def _with_bytecode(python: str, sources: dict[str, bytes], prefix: Path, target: str) -> Iterator[Item]:
-    """The sources and their compiled form, which is never checked against them: at a container's start that costs."""
+def _with_bytecode(
+    python: str, sources: dict[str, bytes], prefix: Path, target: str, built: Path | None = None
+) -> Iterator[Item]:
+    """The sources and their compiled form, which is never checked against them: at a container's start that costs.
+
+    built: where the parts in C of what starts with every container are.
+    """
     with tempfile.TemporaryDirectory(prefix="vgpu-install-") as stage:
         for name, data in sources.items():
             path = Path(stage, name)
@@ -95,9 +100,11 @@ def _with_bytecode(python: str, sources: dict[str, bytes], prefix: Path, target:
         command = [python, "-I", "-X", "no_debug_ranges"]
         compiler = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
         _compiled([*command, *compiler, "-s", stage, "-p", f"{prefix}/{target}", stage])
-        if "vgpu_shim.py" in sources:
-            pack = _compiled([*command, "-S", "-E", str(ROOT / "packaging/pack.py"), stage, f"{prefix}/{target}"])
-            yield Item(f"{target}/shim.pack", pack)
+        if built is not None:
+            pack = str(ROOT / "packaging/pack.py")
+            packer = [*command, "-S", "-E", pack, stage, f"{prefix}/{target}", str(built)]
+            for part in ("shim", "hook"):
+                yield Item(f"{target}/{part}.pack", _compiled([*packer, part]))
         for path in sorted(Path(stage).rglob("*")):
             if path.is_file():
                 yield Item(f"{target}/{path.relative_to(stage)}", path.read_bytes())
@@ -118,7 +125,7 @@ def items(prefix: Path, build: Path, cli_python: str, hot_python: str) -> Iterat
     yield from _built(build / "sim", "lib/vgpu/sim", "lib*.so.*", 0o755)
     hot = dict(_sources(ROOT / "oci_hook"))
     hot |= {path.name: path.read_bytes() for path in sorted((ROOT / "oci_hook/entry").glob("*.py"))}
-    yield from _with_bytecode(hot_python, hot, prefix, "lib/vgpu/python")
+    yield from _with_bytecode(hot_python, hot, prefix, "lib/vgpu/python", build / "python")
     yield from _built(build / "python", "lib/vgpu/python", "_cffi_backend*.so", 0o755)
     yield from _built(build / "python/oci_hook", "lib/vgpu/python/oci_hook", "_vgsys*.so", 0o755)
     cli = {name: data for package in CLI_PACKAGES for name, data in _sources(ROOT / package)}
