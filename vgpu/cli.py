@@ -88,6 +88,7 @@ def configure_docker_command(
     host: Annotated[
         str, typer.Option("--host", "-H", envvar="DOCKER_HOST", help="Docker's socket.")
     ] = "unix:///var/run/docker.sock",
+    force: Annotated[bool, typer.Option("--force", help="Undo although containers still need it.")] = False,
     json: Json = False,
 ) -> None:
     """Add the runtime vgpu to Docker's daemon.json; every other byte of it stays."""
@@ -95,7 +96,7 @@ def configure_docker_command(
     from vgpu.config import prefix_of
 
     installed = prefix or prefix_of(os.environ.get("VGPU_CONFIG", DEFAULT_CONFIG))
-    edit = configure.Edit(daemon_json, undo=undo, set_default=set_default, dry_run=dry_run)
+    edit = configure.Edit(daemon_json, undo=undo, set_default=set_default, dry_run=dry_run, force=force)
     engine = configure.Engine(host, reload=reload, verify=verify or reload)
     raise typer.Exit(configure.run(edit, engine, installed, as_json=json))
 

@@ -212,17 +212,22 @@ def container(runtime: Path, folder: Path, tree: Path, args: Sequence[str], **op
 
 
 def low_level(name: str, folder: Path) -> Path:
-    """The path of a low-level runtime, "runc" or "crun", that works on this machine. Raises FileNotFoundError.
+    """The path of this machine's low-level runtime, "runc" or "crun", made to work here. Raises FileNotFoundError."""
+    program = shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin")
+    if program is None:
+        raise FileNotFoundError(f"{name} is not installed: apt-get install {name}")
+    return fit(Path(program), folder)
+
+
+def fit(program: Path, folder: Path) -> Path:
+    """`program`, a runc or crun, or what has to be called in its place on this machine.
 
     crun 1.8 refuses control groups in hybrid mode: where the machine has that, each of its calls gets a mount namespace
     with cgroup2 alone. It manages none either way, so that both kinds of machine test the same. The stand-in in
     `folder` ends as crun itself: same process, same arguments, same standard files.
     """
-    program = shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin")
-    if program is None:
-        raise FileNotFoundError(f"{name} is not installed: apt-get install {name}")
-    if name != "crun":
-        return Path(program)
+    if program.name != "crun":
+        return program
     script = folder / "crun-private"
     call = f'exec {program} --cgroup-manager=disabled "$@"'
     if not (leftovers.CGROUPS / "cgroup.controllers").exists():
