@@ -15,14 +15,31 @@ from vgpu.installer import layout
 from vgpu.installer.layout import refuse
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+WHEEL = CHECKOUT / "vgpu/parts"  # in an environment that a wheel was installed into: packaging/artefacts/build_hook.py
 CLI_PACKAGES = ("vgpu", "runtime_config", "libcuda_wrap")
-BUILD_ONLY = {"build.py", "toolchain.py", "sys_build.py", "gen", "generated", "src", "launcher", "entry", "__pycache__"}
+BUILD_ONLY = {
+    "build.py",
+    "toolchain.py",
+    "sys_build.py",
+    "gen",
+    "generated",
+    "src",
+    "launcher",
+    "entry",
+    "parts",
+    "__pycache__",
+}
 PACKER = "lib/vgpu/python/pack.py"
 ENTRY = "lib/vgpu/cli/vgpu_cli.py"
 _HOT = "lib/vgpu/python/"
 _BACKEND, _SYSTEM_CALLS = f"{_HOT}_cffi_backend", f"{_HOT}oci_hook/_vgsys"
 _PARTS = ("bin", "lib", "share")
-_MADE = ("bin/vgpu", "lib/vgpu/python/shim.pack")  # at installation, with the interpreter's path or by it
+COMMANDS = {"bin/vgpu": "", "bin/vgpu-doctor": "doctor "}  # script -> the words it puts first
+PACKS = ("shim", "hook")
+_MADE = (
+    *COMMANDS,
+    *(f"lib/vgpu/python/{part}.pack" for part in PACKS),
+)  # at installation, with the interpreter's path or by it
 
 CLI_ENTRY = '''\
 """The operator's command of the version that this file is part of."""
@@ -71,22 +88,39 @@ def _sources(package: Path, target: str) -> Iterator[Item]:
             yield Item(f"{target}/{relative}", path.read_bytes())
 
 
-def from_build(build: Path, root: Path = CHECKOUT) -> list[Item]:
-    """Of a checkout at `root` and what `make build` made of it. Raises VGPU-INST-001 for what is missing."""
+def from_build(build: Path, root: Path = CHECKOUT, also: Path | None = None) -> list[Item]:
+    """Of a checkout at `root` and what `make build` made of it. also: the folder `packaging`, if it is elsewhere.
+
+    Raises VGPU-INST-001 for what is missing.
+    """
+    packaging = also or root / "packaging"
     found = [
         *_built(build / "launcher", "bin", "vgpu-*", 0o755),
         *_built(build / "wrapper", "lib/vgpu/wrapper", "lib*.so.1", 0o755),
         *_built(build / "sim", "lib/vgpu/sim", "lib*.so.*", 0o755),
         *_built(build / "python/oci_hook", "lib/vgpu/python/oci_hook", "_vgsys*.so", 0o755),
-        *_built(build / "python", "lib/vgpu/python", "_cffi_backend*.so", 0o755),
+        *(_own_backend() if also else _built(build / "python", "lib/vgpu/python", "_cffi_backend*.so", 0o755)),
         *_sources(root / "oci_hook", "lib/vgpu/python"),
         *_built(root / "oci_hook/entry", "lib/vgpu/python", "*.py"),
-        Item(PACKER, (root / "packaging/pack.py").read_bytes()),
+        Item(PACKER, (packaging / "pack.py").read_bytes()),
         *(item for package in CLI_PACKAGES for item in _sources(root / package, "lib/vgpu/cli")),
         Item(ENTRY, CLI_ENTRY.encode()),
-        *_built(root / "packaging/systemd", "share/systemd", "*.service"),
+        *_built(packaging / "systemd", "share/systemd", "*.service"),
     ]
     return sorted(found, key=lambda item: item.target)
+
+
+def from_wheel() -> list[Item]:
+    """Of the environment that a wheel was installed into: as of a checkout, but for what lies in vgpu/parts."""
+    return from_build(WHEEL, also=WHEEL / "packaging")
+
+
+def _own_backend() -> Iterator[Item]:
+    """Of the cffi that this command runs with; `for_interpreter` finds whether it fits that of containers."""
+    import _cffi_backend  # type: ignore[import-untyped,unused-ignore]
+
+    path = Path(_cffi_backend.__file__)
+    yield Item(f"lib/vgpu/python/{path.name}", path.read_bytes(), 0o755)
 
 
 def from_folder(home: Path) -> list[Item]:
@@ -111,6 +145,8 @@ def items(given: str | None, build: str | None) -> list[Item]:
     if build is not None:
         return from_build(Path(build))
     home = layout.own_home() if given is None else Path(given).absolute()
+    if home is None and WHEEL.is_dir():
+        return from_wheel()
     if home is None or (home / "oci_hook/entry").is_dir():
         root = home or CHECKOUT
         return from_build(root / "build", root)
