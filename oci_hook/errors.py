@@ -14,12 +14,14 @@ CODES: dict[str, str] = {
     "VGPU-REQ-004": "two settings that contradict each other",
     "VGPU-REQ-005": "a value that is too long or has characters that no value may have",
     "VGPU-REQ-006": "a choice that does not exist",
+    "VGPU-REQ-007": "vgpu's devices without a request for a slice of them",
     # placement: well formed, but not on this host, or not now
     "VGPU-PLC-001": "no GPU has room for the request",
     "VGPU-PLC-002": "a GPU that this host does not have",
     "VGPU-PLC-003": "a placement policy that the admin has not set up",
     "VGPU-PLC-004": "a reservation that does not exist or has expired",
     "VGPU-PLC-005": "a container that the audit log does not know",
+    "VGPU-PLC-006": "a slice without the GPU's device file",
     # resizing a container that runs
     "VGPU-SET-001": "a name that no container with a slice has, or several",
     "VGPU-SET-002": "a quota below what is in use",
@@ -53,6 +55,7 @@ CODES: dict[str, str] = {
     "VGPU-HOST-009": "a quota or usage file that this version cannot read",
     "VGPU-HOST-010": "the file of cordons and reservations cannot be used",
     "VGPU-HOST-011": "the audit log cannot be read",
+    "VGPU-HOST-012": "an engine without root's rights asks for a slice",
     # configuration files that the operator's commands edit
     "VGPU-CFG-001": "a configuration file that cannot be read or parsed",
     "VGPU-CFG-002": "a configuration file that cannot be written",
