@@ -90,7 +90,7 @@ class Container:
 
     def spawn_create(self) -> subprocess.Popen[bytes]:
         """Starts `create`, does not wait for it. Output goes to files: the container inherits them."""
-        _be_subreaper()
+        be_subreaper()
         args = self.command("create", "--bundle", str(self.folder), "--pid-file", str(self.folder / "pid"), self.id)
         # never a pipe: it would stay open for as long as the container lives
         with open(self.folder / "output", "ab") as output, open(self.folder / "create.err", "ab") as errors:
@@ -112,7 +112,7 @@ class Container:
         assert done.returncode == 0, done.stderr
 
     def wait(self, timeout: float = 60) -> int:
-        """The program's exit status, 128 + signal if one killed it. We are its parent: see _be_subreaper."""
+        """The program's exit status, 128 + signal if one killed it. We are its parent: see be_subreaper."""
         watch = os.pidfd_open(self.pid)
         try:
             if not select.select([watch], [], [], timeout)[0]:
@@ -239,7 +239,7 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _be_subreaper() -> None:
+def be_subreaper() -> None:
     """When a runtime's `create` ends, the kernel makes us the parent of the container's first process, as it does for
     containerd's shim: only a parent learns the exit status."""
     pr_set_child_subreaper = 36
