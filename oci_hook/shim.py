@@ -31,7 +31,7 @@ from oci_hook import (
 )  # fmt: skip
 from oci_hook.bundle import Bundle, Docker, Node
 from oci_hook.errors import HostError, PlacementError, VgpuError, shown
-from oci_hook.records import Allocation, Inventory, Placement, Policy, Process, Request
+from oci_hook.records import Allocation, DeviceFile, Inventory, Placement, Plan, Policy, Process, Request
 from oci_hook.values import TYPE_CHECKING, dataclass, replace
 
 if TYPE_CHECKING:
@@ -67,8 +67,11 @@ def main(argv: Sequence[str]) -> int:
         given = _slice(call)
         code = 0
     except VgpuError as error:
-        _tell(call, error.line())
-        code = error.exit_code
+        from oci_hook import rootless  # a start that works does not need it
+
+        told = rootless.explained(error)
+        _tell(call, told.line())
+        code = told.exit_code
     except Exception as error:
         _tell(
             call,
@@ -143,40 +146,8 @@ def _give(
             "the launcher was killed before the container had a place",
             remedy="start the container again",
         )
-    asked, clamped = policy.clamp(asked, settings)
-    have = _inventory(settings)
-    with ledger.Ledger(settings.state_dir, in_turn=True) as book:
-        book.reap(lambda dead: decision.ended(settings, dead, book.tick(), "reap"))
-        others = book.entries()
-        if any(other.id == call.id for other in others):
-            raise book.occupied(call.id)
-        host = standing.now(settings, asked, others)
-        placed = placement.place(asked, have.gpus, others, settings, host)
-        if placed.slices:
-            clamped += policy.percent_notes(asked, placed, have.gpus)
-            allocation = Allocation(
-                id=call.id,
-                name=docker.name,
-                image=docker.image,
-                state="creating",
-                created_ns=time.time_ns(),
-                creator=creator,
-                init=None,
-                request=asked,
-                placement=placed,
-                clamped=clamped,
-                simulated=have.simulated,
-                driver_version=have.driver_version,
-            )
-            mounts = plan.make(have, placed, asked, ledger.folder(settings.state_dir, call.id))
-            burst = asked.burst or settings.burst
-            quota = quota_file.quota(call.id, placed.slices, burst=burst, priority=asked.priority)
-            book.add(allocation, mounts, quota, quota_file.usage_header(), quota_file.USAGE_BYTES)
-        inputs = decision.pack(asked, have.gpus, others, settings, host)
-        decision.tell(settings.log_dir, call.id, book.tick(), inputs, placed, name=docker.name, image=docker.image,
-                      request=asked, clamped=clamped, simulated=have.simulated)  # fmt: skip
-    if not placed.slices:
-        raise _Refused(placed)
+    have = inventory_now(settings)
+    placed, mounts = grant(settings, call.id, docker, asked, have, creator)
     try:
         words = {name: text for name, text in labels.items() if name.startswith("vgpu.")}
         script = f"{settings.prefix}/lib/vgpu/python/vgpu_hook.py"
@@ -186,6 +157,76 @@ def _give(
         _take_back(settings, call.id, creator, "the bundle cannot be edited")
         raise
     return standby.Standby(settings, call.id, creator, mounts, (bundle.root, bundle.env, bundle.cwd))
+
+
+def grant(
+    settings: Policy,
+    container: str,
+    docker: Docker,
+    asked: Request,
+    have: Inventory,
+    creator: Process,
+    present: Sequence[DeviceFile] | None = None,
+) -> tuple[Placement, Plan]:
+    """Place the request and make the container's folder, which is the allocation.
+
+    creator: as long as it lives, so does the allocation. present: the device files that the container has anyway, None:
+    it gets those that it needs. Raises Refused if no GPU has room, and what the ledger raises.
+    """
+    asked, clamped = policy.clamp(asked, settings)
+    with ledger.Ledger(settings.state_dir, in_turn=True) as book:
+        book.reap(lambda dead: decision.ended(settings, dead, book.tick(), "reap"))
+        others = book.entries()
+        if any(other.id == container for other in others):
+            raise book.occupied(container)
+        host = standing.now(settings, asked, others)
+        if present is not None:
+            host = replace(host, cordoned={**_out_of_reach(have, present), **host.cordoned})
+        placed = placement.place(asked, have.gpus, others, settings, host)
+        if placed.slices:
+            clamped += policy.percent_notes(asked, placed, have.gpus)
+            mounts = plan.make(have, placed, asked, ledger.folder(settings.state_dir, container), present or ())
+            burst = asked.burst or settings.burst
+            quota = quota_file.quota(container, placed.slices, burst=burst, priority=asked.priority)
+            entry = _entry(container, docker, asked, placed, clamped, have, creator)
+            book.add(entry, mounts, quota, quota_file.usage_header(), quota_file.USAGE_BYTES)
+        inputs = decision.pack(asked, have.gpus, others, settings, host)
+        decision.tell(settings.log_dir, container, book.tick(), inputs, placed, name=docker.name, image=docker.image,
+                      request=asked, clamped=clamped, simulated=have.simulated)  # fmt: skip
+    if not placed.slices:
+        raise Refused(placed)
+    return placed, mounts
+
+
+def _entry(
+    container: str,
+    docker: Docker,
+    asked: Request,
+    placed: Placement,
+    clamped: tuple[str, ...],
+    have: Inventory,
+    creator: Process,
+) -> Allocation:
+    return Allocation(
+        id=container,
+        name=docker.name,
+        image=docker.image,
+        state="creating",
+        created_ns=time.time_ns(),
+        creator=creator,
+        init=None,
+        request=asked,
+        placement=placed,
+        clamped=clamped,
+        simulated=have.simulated,
+        driver_version=have.driver_version,
+    )
+
+
+def _out_of_reach(have: Inventory, present: Sequence[DeviceFile]) -> dict[str, str]:
+    """UUID -> why, of the GPUs whose device file the container does not have."""
+    there = {device.gpu for device in present}
+    return {gpu.uuid: "the container was not given its device" for gpu in have.gpus if gpu.index not in there}
 
 
 def _take_back(settings: Policy, container: str, creator: Process, why: str) -> None:
@@ -204,7 +245,7 @@ def _hooks(call: Call, settings: Policy, script: str) -> dict[str, tuple[str, ..
     return {"prestart": (*waiting, *python, "prestart", *end), "poststop": (*python, "poststop", *end)}
 
 
-class _Refused(PlacementError):
+class Refused(PlacementError):
     """No GPU has room. The audit log has it already, with the decision."""
 
     def __init__(self, placed: Placement) -> None:
@@ -213,7 +254,7 @@ class _Refused(PlacementError):
 
 
 def _remember(call: Call, settings: Policy, error: VgpuError, docker: Docker = _NO_DOCKER) -> None:
-    if not isinstance(error, _Refused):
+    if not isinstance(error, Refused):
         audit.append(settings.log_dir, "deny", call.id, code=error.code, message=str(error)[:4096])
     named = call.id if ledger.is_id(call.id) else audit.UNNAMED
     audit.failure(settings.state_dir, named, error, **_facts(call, docker))
@@ -231,7 +272,7 @@ def _facts(call: Call, docker: Docker = _NO_DOCKER) -> dict[str, str]:
     return {"part": "shim", "name": docker.name, "image": docker.image, "bundle": call.bundle}
 
 
-def _inventory(settings: Policy) -> Inventory:
+def inventory_now(settings: Policy) -> Inventory:
     """The host's inventory; a missing or stale one is made anew by the operator's command, once."""
     try:
         return inventory.load(settings)
