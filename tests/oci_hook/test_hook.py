@@ -154,7 +154,7 @@ STATES = [
     ({"pid": 77.5}, "VGPU-OCI-002"),
     ({"pid": 1 << 40}, "VGPU-OCI-002"),
     ({"pid": None}, "VGPU-OCI-002"),
-    ({"pid": os.getpid()}, "VGPU-OCI-002"),  # it has our own mount namespace
+    pytest.param({"pid": os.getpid()}, "VGPU-OCI-002", id="our-own-mount-namespace"),
     ({"pid": 1 << 22}, "VGPU-IMG-004"),  # nobody
     ({"bundle": "relative"}, "VGPU-OCI-002"),
     ({"bundle": "/a\0b"}, "VGPU-OCI-002"),

@@ -14,7 +14,7 @@ from oci_hook.errors import VgpuError
 from oci_hook.records import Policy
 from vgpu import output
 from vgpu.config import load
-from vgpu.monitor import history, status, truth
+from vgpu.monitor import history, sick, status, truth
 from vgpu.monitor.collect import Collector
 from vgpu.monitor.rows import rows
 from vgpu.monitor.sample import Sample
@@ -61,6 +61,8 @@ class Monitor:
             tracks = truth.step(self._tracks, found, [one.id for one in sample.containers])
             self._ring.append(rows(sample, truth.raised(tracks)))
             status.write(self._policy.state_dir, tracks, self._interval_s)
+            for line in sick.leave_out(self._policy, self.collector.failures()):
+                output.message(f"vgpu: {line}")
         except (VgpuError, OSError) as error:
             self._say_troubles(frozenset({("this round", str(error))}))
             return
