@@ -70,7 +70,8 @@ def closure(host: Host) -> Iterator[Result]:
     try:
         image = preflight.Image(RootView(fd), machine)
         ours = {one.soname for one in have.libraries} | {"libvgpu-driver.so", "libvgpu-nvml.so"}
-        troubles = list(preflight.problems(image, (*have.libraries, *have.wrapper), ours))
+        needs = map(preflight.of_driver, (*have.libraries, *have.wrapper))
+        troubles = list(preflight.problems(image, needs, ours))
     except ImageError as error:
         raise CannotSee("the host's own C library", str(error)) from None
     finally:
