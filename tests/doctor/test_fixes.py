@@ -6,8 +6,12 @@ import json
 import os
 from pathlib import Path
 
+from pytest import MonkeyPatch
 from seeded import Installation
 from test_host_state import dead, slice_of
+
+from runtime_config import cdi
+from vgpu.doctor import fixes
 
 
 def fix(here: Installation, *more: str) -> list[dict[str, object]]:
@@ -45,6 +49,23 @@ def test_dry_run_says_all_and_does_nothing(here: Installation) -> None:
         assert not half.exists() and not ended.exists() and living.exists()
         assert b"an older" not in inventory.read_bytes()
         assert fix(here) == []
+
+
+def test_our_own_stale_cdi_spec_is_written_anew(here: Installation, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    ours, theirs = tmp_path / "vgpu.json", tmp_path / "nvidia.json"
+    monkeypatch.setattr(cdi, "FOLDERS", (str(tmp_path),))
+    here.follow(f"vgpu cdi generate --output {ours}")
+    good = ours.read_text()
+    ours.write_text(good.replace("poststop", "poststart"))
+    theirs.write_text(good.replace(cdi.KIND, "nvidia.com/gpu").replace("poststop", "poststart"))
+    before = theirs.read_text()
+    (planned,) = fixes.apply(here.host, dry_run=True, quiet=True)
+    assert (planned["code"], planned["subject"], planned["done"]) == ("VGPU-ENG-007", str(ours), False)
+    assert ours.read_text() != good
+    (done,) = fixes.apply(here.host, dry_run=False, quiet=True)
+    assert done["done"] and ours.read_text() == good
+    assert theirs.read_text() == before, "that is for the program that wrote it"
+    assert fixes.apply(here.host, dry_run=False, quiet=True) == []
 
 
 def test_a_fix_that_fails_is_told_and_stops_no_other(here: Installation) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from seeded import DRIVER, LIBRARIES, Installation, Tree, fault, look, mended
 
+from runtime_config import launcher_conf
+from runtime_config.engines import crio, podman
 from tests.harness import bundle, dockerd
 from vgpu.doctor.finding import OK, UNSEEN
 from vgpu.doctor.host import programs
@@ -34,10 +36,11 @@ def both(tree: Tree, here: Installation) -> Host:
 @pytest.mark.seeds("VGPU-ENG-001")
 def test_docker_that_does_not_know_the_runtime(tree: Tree, here: Installation, both: Host) -> None:
     path = daemon_json(tree, None)
-    one = fault(both, "Docker", "VGPU-ENG-001", "/etc/docker/daemon.json", "no runtime vgpu")
+    tree.program("usr/sbin/dockerd", "")
+    one = fault(both, "engines", "VGPU-ENG-001", "none of docker has the runtime vgpu")
     assert one.remedy == "vgpu configure docker --reload"
     here.follow(f"vgpu configure docker --config {path}")  # here no dockerd reads it
-    mended(both, "Docker", "VGPU-ENG-001")
+    mended(both, "engines", "VGPU-ENG-001")
     assert look(both, "Docker").state == OK
 
 
@@ -73,10 +76,38 @@ def test_a_daemon_json_that_dockerd_does_not_read(tree: Tree, here: Installation
 def test_a_setting_in_the_file_and_on_the_command_line(tree: Tree, here: Installation, both: Host) -> None:
     daemon_json(tree, here.vgpu.runtime)
     command = tree.process(812, "dockerd", "/usr/sbin/dockerd", "--add-runtime", "vgpu=/opt/vgpu/bin/vgpu-runtime")
-    one = fault(both, "Docker", "VGPU-ENG-003", "--add-runtime=vgpu=", "its next start fails")
+    one = fault(both, "Docker", "VGPU-ENG-003", "process 812 has --add-runtime=vgpu=", "refuses to start")
     assert "--add-runtime" in one.remedy
     command.write_text("/usr/sbin/dockerd\0")
     mended(both, "Docker", "VGPU-ENG-003")
+
+
+@pytest.mark.seeds("VGPU-ENG-003")
+def test_a_setting_that_only_the_unit_would_shadow_at_the_next_start(
+    tree: Tree, here: Installation, both: Host
+) -> None:
+    daemon_json(tree, here.vgpu.runtime)
+    unit = "[Service]\nExecStart=/usr/sbin/dockerd --add-runtime=vgpu=/opt/x -H fd://\n"
+    path = tree.write("lib/systemd/system/docker.service", unit)
+    fault(both, "Docker", "VGPU-ENG-003", "docker.service", "--add-runtime=vgpu=/opt/x")
+    path.write_text(unit.replace(" --add-runtime=vgpu=/opt/x", ""))
+    mended(both, "Docker", "VGPU-ENG-003")
+
+
+@pytest.mark.seeds("VGPU-ENG-002")
+@pytest.mark.parametrize(("engine", "name"), [("podman", "Podman"), ("crio", "CRI-O")])
+def test_podman_and_crio_whose_runtime_leads_to_nothing(
+    tree: Tree, here: Installation, both: Host, engine: str, name: str
+) -> None:
+    path = tree.root / f"etc/{engine}.conf.d/vgpu.conf"
+    path.parent.mkdir(parents=True)
+    here.follow(f"vgpu configure {engine} --config {path}")
+    wanted = {"podman": podman.DEFAULT_PATH, "crio": crio.DEFAULT_PATH}[engine]
+    read = tree.write(wanted.lstrip("/"), path.read_text().replace(str(here.vgpu.runtime), "/gone/bin/vgpu-runtime"))
+    one = fault(both, name, "VGPU-ENG-002", wanted, "/gone/bin/vgpu-runtime")
+    assert one.remedy == f"vgpu configure {engine} --undo && vgpu configure {engine}"
+    read.write_text(path.read_text())  # what these two commands leave
+    mended(both, name, "VGPU-ENG-002")
 
 
 @pytest.mark.seeds("VGPU-CFG-001", "VGPU-CFG-003")
@@ -244,8 +275,8 @@ def cdi(tree: Tree, version: str) -> Path:
 
 @pytest.mark.seeds("VGPU-ENG-006")
 def test_a_cdi_spec_whose_files_are_gone(tree: Tree) -> None:
-    cdi(tree, "535.1.2")
-    one = fault(tree.host, "CDI", "VGPU-ENG-006", "/etc/cdi/nvidia.yaml", "libcuda.so.535.1.2")
+    cdi(tree, "535.104.05")
+    one = fault(tree.host, "CDI", "VGPU-ENG-006", "/etc/cdi/nvidia.yaml", "libcuda.so.535.104.05", "no longer there")
     assert one.remedy == "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
     cdi(tree, DRIVER)  # what that writes
     mended(tree.host, "CDI", "VGPU-ENG-006")
@@ -253,9 +284,9 @@ def test_a_cdi_spec_whose_files_are_gone(tree: Tree) -> None:
 
 @pytest.mark.seeds("VGPU-ENG-007")
 def test_a_cdi_spec_of_another_driver(tree: Tree) -> None:
-    tree.write(f"{LIBRARIES}/libcuda.so.535.1.2", "")
-    cdi(tree, "535.1.2")
-    fault(tree.host, "CDI", "VGPU-ENG-007", "driver 535.1.2", f"kernel has {DRIVER}")
+    tree.write(f"{LIBRARIES}/libcuda.so.535.104.05", "")
+    cdi(tree, "535.104.05")
+    fault(tree.host, "CDI", "VGPU-ENG-007", "driver 535.104.05", f"driver {DRIVER} is loaded")
     cdi(tree, DRIVER)
     mended(tree.host, "CDI", "VGPU-ENG-007")
 
@@ -265,6 +296,31 @@ def test_a_cdi_spec_of_another_driver(tree: Tree) -> None:
 def test_a_cdi_spec_that_cannot_be_read(tree: Tree, text: str) -> None:
     path = tree.write("etc/cdi/broken.yaml", text)
     one = fault(tree.host, "CDI", "VGPU-ENG-008", "/etc/cdi/broken.yaml")
-    tree.follow(one.remedy.partition("or: ")[2])
-    assert not path.exists()
+    assert one.remedy == "mend or remove /etc/cdi/broken.yaml"
+    path.unlink()
     mended(tree.host, "CDI", "VGPU-ENG-008")
+
+
+@pytest.mark.seeds("VGPU-ENG-008")
+def test_a_device_that_two_files_name(tree: Tree) -> None:
+    first = cdi(tree, DRIVER)
+    second = tree.write("etc/cdi/other.yaml", first.read_text())
+    fault(tree.host, "CDI", "VGPU-ENG-008", "nvidia.com/gpu=0 is in /etc/cdi/nvidia.yaml too")
+    second.unlink()  # as it says
+    mended(tree.host, "CDI", "VGPU-ENG-008")
+
+
+@pytest.mark.seeds("VGPU-ENG-007")
+def test_our_own_spec_after_the_installation_changed(tree: Tree, here: Installation, both: Host) -> None:
+    path = tree.root / "etc/cdi/vgpu.json"
+    path.parent.mkdir(parents=True)
+    here.follow(f"vgpu cdi generate --output {path}")
+    for name in ("ctl", "gpu0", "gpu1"):  # its devices, which are files of the simulation
+        device = tree.root / str(here.vgpu.state).lstrip("/") / "sim" / name
+        device.parent.mkdir(parents=True, exist_ok=True)
+        device.touch()
+    tree.program(launcher_conf.python_of(str(here.vgpu.prefix)).lstrip("/"), "")  # its hooks' interpreter
+    path.write_text(path.read_text().replace("poststop", "poststart"))
+    one = fault(both, "CDI", "VGPU-ENG-007", "/etc/cdi/vgpu.json", "other devices or hooks")
+    here.follow(one.remedy.replace("/etc/cdi", str(path.parent)))
+    mended(both, "CDI", "VGPU-ENG-007")
