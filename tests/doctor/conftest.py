@@ -29,6 +29,6 @@ def made(tmp_path_factory: pytest.TempPathFactory, needs_root: None, needs_build
 @pytest.fixture
 def here(made: seeded.Installation) -> Iterator[seeded.Installation]:
     """The installation, with a fresh inventory, and nothing given out before and after."""
-    made.vgpu("inventory", "--refresh")  # a test before may have put a file back as another inode
+    made.refresh()
     yield made
     assert made.vgpu.containers() == []

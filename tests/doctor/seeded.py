@@ -11,10 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from oci_hook import inventory, policy
+from oci_hook.errors import HostError
 from tests.harness import installed
 from vgpu.doctor import host as checks
 from vgpu.doctor.finding import Check, Finding
 from vgpu.doctor.host.machine import Host
+from vgpu.inventory import scan
 
 DRIVER = "550.54.14"
 LIBRARIES = Path("usr/lib", f"{os.uname().machine}-linux-gnu")
@@ -122,6 +125,14 @@ class Installation:
     @property
     def host(self) -> Host:
         return Host(config=self.config, docker="unix:///nowhere", ask=False)
+
+    def refresh(self) -> None:
+        """The inventory, if it is stale: a test may have put a file back as another inode."""
+        settings = policy.load(str(self.vgpu.prefix / "etc/policy.json"))
+        try:
+            inventory.load(settings)
+        except HostError:
+            scan(settings)
 
     def follow(self, remedy: str) -> None:
         """Runs the command; `vgpu` is this installation's."""
