@@ -37,7 +37,7 @@ def examine(root: Root, view: preflight.Image | None, ours: set[str], at: At) ->
             continue
         if facts is not None and facts.machine == view.machine:
             files[path] = facts
-            if facts.soname:
+            if facts.soname not in ("", os.path.basename(path)):
                 names[facts.soname].append(path)
     lacking: dict[tuple[str, str], list[Problem]] = defaultdict(list)
     for count, (path, facts) in enumerate(files.items()):

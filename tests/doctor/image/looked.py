@@ -1,0 +1,42 @@
+"""What the tests ask of the doctor."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from vgpu.doctor.finding import CannotSee, Check, Finding
+from vgpu.doctor.image import command
+from vgpu.doctor.image.driver import Driver
+
+NO_DOCKER = "unix:///nowhere/docker.sock"
+
+
+def checks(
+    image: Path | str, driver: Driver | None, *programs: str, deep: bool = False, docker: str = NO_DOCKER
+) -> tuple[Check, ...]:
+    known = driver or CannotSee("the driver", "none was given")
+    return command.checks(str(image), known, docker, programs, deep=deep, at=lambda _: None)
+
+
+def findings(
+    image: Path | str, driver: Driver | None, *programs: str, deep: bool = False, docker: str = NO_DOCKER
+) -> list[Finding]:
+    return [one for check in checks(image, driver, *programs, deep=deep, docker=docker) for one in check.findings]
+
+
+def seen(found: tuple[Check, ...], name: str) -> str:
+    """What a check says is well."""
+    return "; ".join(next(check for check in found if check.name == name).seen)
+
+
+def unseen(found: tuple[Check, ...]) -> str:
+    return "; ".join(f"{one.subject}: {one.why}" for check in found for one in check.unseen)
+
+
+def program(path: Path, text: str = "int main(void) { return 0; }", *flags: str) -> Path:
+    """A program of this machine's compiler, in a tree."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command_line = ["gcc", "-x", "c", "-", "-x", "none", "-o", str(path), "-Wl,--no-as-needed", *flags]
+    subprocess.run(command_line, input=text, text=True, check=True, timeout=60)
+    return path
