@@ -6,21 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from looked import real_driver
 
-from oci_hook import inventory_scan
-from tests.harness import debian, debian_roots, drivers
+from tests.harness import debian, debian_roots
 from vgpu.doctor.image.driver import Driver
-
-
-def real_driver(branch: int) -> Driver:
-    """NVIDIA's own libraries of a branch, of Debian's non-free archive."""
-    try:
-        paths = drivers.libraries(branch)
-    except debian.NotOffered as missing:
-        pytest.skip(str(missing))
-    names = {"libcuda": "compute", "libnvidia-ml": "utility"}
-    found = tuple(inventory_scan.library(str(path), names[path.name.split(".so")[0]]) for path in paths)
-    return Driver(paths[0].name.removeprefix("libcuda.so."), found)
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,26 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from oci_hook import inventory_scan
+from tests.harness import debian, drivers
 from vgpu.doctor.finding import CannotSee, Check, Finding
 from vgpu.doctor.image import command
 from vgpu.doctor.image.driver import Driver
 
 NO_DOCKER = "unix:///nowhere/docker.sock"
+
+
+def real_driver(branch: int) -> Driver:
+    """NVIDIA's own libraries of a branch, of Debian's non-free archive."""
+    try:
+        paths = drivers.libraries(branch)
+    except debian.NotOffered as missing:
+        pytest.skip(str(missing))
+    names = {"libcuda": "compute", "libnvidia-ml": "utility"}
+    found = tuple(inventory_scan.library(str(path), names[path.name.split(".so")[0]]) for path in paths)
+    return Driver(paths[0].name.removeprefix("libcuda.so."), found)
 
 
 def checks(
