@@ -193,7 +193,7 @@ def _add(layer: Layer, members: Members, member: tarfile.TarInfo, budget: Budget
         if len(layer.gone[-1]) != len(way):
             raise broken(f"takes out {shown(member.name, 200)}, which is nothing")
     elif member.islnk():
-        layer.hard.append((way, parts(member.linkname)))
+        layer.entries.append((way, parts(member.linkname)))
     elif member.isdir():
         layer.entries.append((way, Node(FOLDER, member.mode)))
     elif member.issym():

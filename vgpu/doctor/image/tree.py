@@ -40,15 +40,12 @@ class Node:
 
 @dataclass(slots=True)
 class Layer:
-    """entries: in their order. gone: what it takes out of the layers below; emptied: folders that hide those below.
+    """entries: in their order; for a hard link the other name instead of a node. gone: what it takes out of the layers
+    below; emptied: folders that hide those below. Parts: a path's names, without "/"; none is ".."."""
 
-    hard: further names of files, with the first one. parts: a path's names, without "/"; none is "..".
-    """
-
-    entries: list[tuple[Parts, Node]] = field(default_factory=list)
+    entries: list[tuple[Parts, Node | Parts]] = field(default_factory=list)
     gone: list[Parts] = field(default_factory=list)
     emptied: list[Parts] = field(default_factory=list)
-    hard: list[tuple[Parts, Parts]] = field(default_factory=list)
 
 
 class Tree:
@@ -69,12 +66,10 @@ class Tree:
             folder = self.node("/".join(parts[:-1]))
             if folder is not None and parts:
                 folder.names.pop(parts[-1], None)
-        for parts, node in layer.entries:
-            self._put(parts, node)
-        for parts, first in layer.hard:
-            same = self.node("/".join(first), follow=False)
-            if same is not None and same.kind != FOLDER:
-                self._put(parts, same)
+        for parts, new in layer.entries:
+            node = self.node("/".join(new), follow=False) if isinstance(new, tuple) else new
+            if node is not None and not (isinstance(new, tuple) and node.kind == FOLDER):
+                self._put(parts, node)
 
     def _put(self, parts: Parts, node: Node) -> None:
         if not parts:
