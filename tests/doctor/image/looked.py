@@ -13,6 +13,7 @@ from vgpu.doctor.finding import CannotSee, Check, Finding
 from vgpu.doctor.image import command
 from vgpu.doctor.image.driver import Driver
 
+NO_DRIVER = CannotSee("the driver", "none was given")
 NO_DOCKER = "unix:///nowhere/docker.sock"
 
 
@@ -30,8 +31,7 @@ def real_driver(branch: int) -> Driver:
 def checks(
     image: Path | str, driver: Driver | None, *programs: str, deep: bool = False, docker: str = NO_DOCKER
 ) -> tuple[Check, ...]:
-    known = driver or CannotSee("the driver", "none was given")
-    return command.checks(str(image), known, docker, programs, deep=deep, at=lambda _: None)
+    return command.checks(str(image), driver or NO_DRIVER, docker, programs, deep=deep, at=lambda _: None)
 
 
 def findings(

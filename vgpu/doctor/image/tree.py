@@ -48,6 +48,10 @@ class Layer:
     emptied: list[Parts] = field(default_factory=list)
 
 
+def _path(parts: Parts) -> str:
+    return "/" + "/".join(parts)
+
+
 class Tree:
     """As oci_hook.rootview.RootView, for a tree that is in no folder."""
 
@@ -59,15 +63,15 @@ class Tree:
     def apply(self, layer: Layer) -> None:
         """One more layer on top. Links that are on the way to a name are followed, as an engine does."""
         for parts in layer.emptied:
-            folder = self.node("/".join(parts))
+            folder = self.node(_path(parts))
             if folder is not None:
                 folder.names.clear()
         for parts in layer.gone:
-            folder = self.node("/".join(parts[:-1]))
+            folder = self.node(_path(parts[:-1]))
             if folder is not None and parts:
                 folder.names.pop(parts[-1], None)
         for parts, new in layer.entries:
-            node = self.node("/".join(new), follow=False) if isinstance(new, tuple) else new
+            node = self.node(_path(new), follow=False) if isinstance(new, tuple) else new
             if node is not None and not (isinstance(new, tuple) and node.kind == FOLDER):
                 self._put(parts, node)
 
@@ -87,7 +91,7 @@ class Tree:
         for position, name in enumerate(parts):
             below = at.names.get(name)
             if below is not None and below.kind == LINK:
-                below = self.node("/".join(parts[: position + 1]))
+                below = self.node(_path(parts[: position + 1]))
             if below is None or below.kind != FOLDER:
                 below = Node(FOLDER)
                 at.names[name] = below
@@ -101,7 +105,7 @@ class Tree:
 
     def _walk(self, path: str, follow: bool) -> tuple[Node, list[str]] | None:
         """The node, and the names on the way to it without links."""
-        if "\0" in path or len(path.encode("utf-8", "surrogatepass")) >= _MAX_PATH:
+        if not path or "\0" in path or len(path.encode("utf-8", "surrogatepass")) >= _MAX_PATH:
             return None
         pending, links = path.split("/")[::-1], 0
         way, named = [self.root], [""]
