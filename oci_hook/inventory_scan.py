@@ -131,7 +131,7 @@ def on_disk(driver_root: str, version: str = "") -> tuple[str, tuple[Library, ..
     fd = os.open(driver_root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         root = RootView(fd)
-        folders = tuple(_library_folders(root))
+        folders = tuple(library_folders(root))
         version = version or _version_on_disk(root, folders)
         if not version:
             raise HostError("VGPU-HOST-007", f"no NVIDIA driver below {driver_root}", remedy=_INSTALL)
@@ -168,7 +168,7 @@ def _machine() -> int:
     return elf.AARCH64 if machine == "aarch64" else elf.X86_64
 
 
-def _library_folders(root: RootView) -> Iterator[str]:
+def library_folders(root: RootView) -> Iterator[str]:
     """Where the driver's libraries can be: beside the libcuda that the host's loader takes, then the usual folders."""
     for path in root.loader_cache(_machine()).get("libcuda.so.1", ()):
         yield os.path.dirname(path)

@@ -21,7 +21,8 @@ INSIDE = syscalls.IN_ROOT | syscalls.NO_MAGICLINKS
 class RootView:
     """`fd` is the open root folder; the caller closes it. Whatever cannot be resolved inside the root is not there.
 
-    prefix: the root's own path. looked: the folders of the root, "/usr", below which something was looked for.
+    prefix: the root's own path. looked: the folders of the root, "/usr", below which something was looked for, found or
+    not.
     """
 
     def __init__(self, fd: int) -> None:

