@@ -83,7 +83,7 @@ def test_each_entry_is_complete(code: str) -> None:
     assert entry.severity in catalogue.SEVERITIES
     for text in (entry.title, entry.cause, entry.found, entry.remedy):
         assert len(text) > 4 and text == text.strip() and text.isprintable()
-    assert entry.title[0].islower() and not entry.title.endswith("."), "one clause"
+    assert not entry.title.endswith("."), "one clause"
     assert entry.cause.endswith(".")
     assert "`" not in entry.remedy, "a command"
     page, _, anchor = entry.page.partition("#")

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from vgpu.doctor import finding
 from vgpu.doctor.finding import Check
-from vgpu.doctor.host import kernel
-from vgpu.doctor.host.machine import Host
+from vgpu.doctor.host import disks, driver, engines, gpus, hooks, kernel, libraries, programs, settings, state
+from vgpu.doctor.host.machine import Host, NoPolicy
 
-CHECKS = (*kernel.CHECKS,)
+MODULES = (kernel, disks, driver, gpus, libraries, settings, engines, programs, hooks, state)
+CHECKS = tuple(check for module in MODULES for check in module.CHECKS)
 
 
 def examine(host: Host) -> tuple[Check, ...]:
     """All checks, in the order of the manual. Changes nothing."""
-    return tuple(finding.run(group, name, check(host)) for group, name, check in CHECKS)
+    checks, left_out = [], []
+    for group, name, look in CHECKS:
+        try:
+            checks.append(finding.run(group, name, look(host)))
+        except NoPolicy:
+            left_out.append(name)
+    if left_out:
+        unseen = finding.Unseen(", ".join(left_out), "they need a policy that is in force")
+        checks.append(Check("vgpu", "without policy", (unseen,)))
+    return tuple(checks)

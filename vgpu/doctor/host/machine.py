@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from oci_hook import files, policy
+from oci_hook.errors import VgpuError
 from oci_hook.records import Policy
 from runtime_config.policy_file import DEFAULT_PATH, compiled_path
 from vgpu.doctor.finding import CannotSee, Result
 
+PROGRAM_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 LIMIT_BYTES = 4 << 20  # of one file: /proc, /sys and configuration are far smaller
+
+
+class NoPolicy(Exception):
+    """There is no policy that can be used. The check of the policy says why; those that need one are left out."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +41,11 @@ class Host:
 
     @cached_property
     def policy(self) -> Policy:
-        """The policy in force. Raises HostError VGPU-HOST-001 or -006: `finding.run` makes a finding of it."""
-        return policy.load(compiled_path(self.config))
+        """The policy in force. Raises NoPolicy."""
+        try:
+            return policy.load(compiled_path(self.config))
+        except VgpuError as error:
+            raise NoPolicy(error.line()) from error
 
     def read(self, name: str) -> str | None:
         """The text of a file, None if there is none. Raises CannotSee."""
@@ -67,6 +77,47 @@ class Host:
     def now_s(self) -> float:
         """Unix time."""
         return time.time()
+
+    def clock_is_synchronised(self) -> bool:
+        """Whether the kernel says so: adjtimex(2) does not return TIME_ERROR."""
+        import ctypes
+
+        buffer = ctypes.create_string_buffer(512)  # struct timex, all zero: only asked, nothing set
+        return ctypes.CDLL(None).adjtimex(buffer) in range(5)
+
+    def processes(self, *names: str) -> Iterator[tuple[int, list[str]]]:
+        """(pid, command line) of each process whose program is called so. Those that end meanwhile are left out."""
+        for pid in self.names("/proc"):
+            if not pid.isdigit():
+                continue
+            try:
+                comm = (self.read(f"/proc/{pid}/comm") or "").rstrip("\n")
+                if comm in {name[:15] for name in names}:  # the kernel keeps 15 characters
+                    yield int(pid), (self.read(f"/proc/{pid}/cmdline") or "").rstrip("\0").split("\0")
+            except CannotSee:
+                continue
+
+    def program(self, name: str) -> str | None:
+        """Where a program is, as its name below the root; None if it is nowhere."""
+        for folder in PROGRAM_FOLDERS:
+            if os.access(self.path(f"{folder}/{name}"), os.X_OK):
+                return f"{folder}/{name}"
+        return None
+
+    def output(self, program: str, *arguments: str, timeout_s: float = 5.0) -> str:
+        """What a program of the host prints. Raises CannotSee."""
+        if not self.ask:
+            raise CannotSee(program, "not asked: --offline")
+        try:
+            done = subprocess.run(
+                [self.path(program), *arguments], capture_output=True, text=True, errors="replace",
+                timeout=timeout_s, check=False, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        except OSError as error:
+            raise CannotSee(program, why(error)) from None
+        except subprocess.TimeoutExpired:
+            raise CannotSee(program, f"does not answer in {timeout_s:g} s") from None
+        return done.stdout
 
 
 def why(error: OSError | ValueError) -> str:
