@@ -71,6 +71,9 @@ def _wrong(spec: Spec, driver: str) -> Iterator[str]:
     for hook in hooks:
         if not os.access(hook, os.X_OK):
             yield f"its hook {hook} is not a program, so no container with such a device starts"
+    scripts = {script for one in edits for script in one.scripts if not os.path.exists(script)}
+    for script in sorted(scripts):
+        yield f"its hook {script} is not there, so no container with such a device starts"
     for one in edits:
         yield from _nodes(one)
 
