@@ -6,6 +6,9 @@
 # make storm   64 processes on one quota, killed at random, for 5 minutes
 # make gpu-check   on a machine with a GPU: does the slice hold, and what does it cost? Needs no Docker, no network
 # make bench-share   how exactly a compute share is held
+# make wheel   wheel and source archive in dist/, checked, with their bills of materials (also: make sbom)
+# make reproducible   two builds as different as can be: are the bytes the same?
+# make artefacts-test   what takes too long for make test: pip builds the source archive in a clean environment
 # make bench-placement  placement policies on simulated clusters, bit for bit as committed
 # Each sets up what it needs: see packaging/bootstrap.sh.
 
@@ -15,7 +18,7 @@ CC_CLIENT := $(PYTHON) -m ziglang cc -target $(shell uname -m)-linux-gnu.2.17 -O
 C_FILES = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h' | grep -v /generated/)
 PARTS := build/.launcher build/.python build/.wrapper build/.sim build/fixtures/cuda_client
 
-.PHONY: demo test lint build bench bench-wrapper bench-share bench-placement storm gpu-check clean
+.PHONY: demo test lint build bench bench-wrapper bench-share bench-placement storm gpu-check wheel sbom reproducible artefacts-test clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -30,8 +33,10 @@ lint: .venv/.bootstrapped
 	$(PYTHON) -m mypy
 	$(PYTHON) -m mypy -p tests.harness -p tests.e2e -p benchmarks
 	MYPYPATH=. $(PYTHON) -m mypy packaging/install.py packaging/demo.py
+	MYPYPATH=.:packaging $(PYTHON) -m mypy -p artefacts
 	clang-format --dry-run -Werror $(C_FILES)
 	$(PYTHON) -m libcuda_wrap.gen --check
+	$(PYTHON) -m vgpu.doctor.manual --check
 	shellcheck packaging/bootstrap.sh .ci/run
 
 build: $(PARTS)
@@ -55,6 +60,24 @@ bench-share: build
 
 bench-placement: .venv/.bootstrapped
 	PYTHONPATH=. $(PYTHON) -m benchmarks.placement
+
+ARTEFACTS := PYTHONPATH=.:packaging $(PYTHON) -m artefacts
+
+wheel: .venv/.bootstrapped
+	rm -f dist/*.whl dist/*.tar.gz
+	$(PYTHON) -m hatchling build -d dist
+	$(ARTEFACTS).closure dist/*.whl dist/*.tar.gz
+	$(ARTEFACTS).sbom dist/*.whl dist/*.tar.gz
+
+# of whatever lies in dist/: packages too
+sbom: .venv/.bootstrapped
+	$(ARTEFACTS).sbom $(wildcard dist/*.whl dist/*.tar.gz dist/*.deb dist/*.rpm)
+
+reproducible: .venv/.bootstrapped
+	$(ARTEFACTS).reproducible --fresh
+
+artefacts-test: build
+	VGPU_LONG_TESTS=1 $(PYTHON) -m pytest tests/artefacts
 
 clean:
 	rm -rf build/launcher build/python build/wrapper build/sim build/fixtures build/.launcher build/.python build/.wrapper build/.sim

@@ -66,7 +66,9 @@ def _place(settings: Policy, state: hook.State) -> None:
         believed = docker.labels if "label" in settings.sources else {}
         asked = replace(asked, labels=policy.kept_labels({**believed, **bundle.annotations}, settings))
         have = shim.inventory_now(settings)
-        shim.grant(settings, state.id, docker, asked, have, _present(bundle.spec, have))
+        creator = ledger.process(os.getpid())
+        assert creator is not None, "we are alive"
+        shim.grant(settings, state.id, docker, asked, have, creator, _present(bundle.spec, have))
     except VgpuError as error:
         if not isinstance(error, shim.Refused):
             audit.append(settings.log_dir, "deny", state.id, code=error.code, message=str(error)[:4096])

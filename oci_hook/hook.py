@@ -324,17 +324,37 @@ def answer(settings: Policy, raw: bytes, prepared: Prepared | None = None) -> tu
     state = None
     try:
         state = parse_state(raw, starting=True)
+        _begin(settings, state)
         return 0, prestart(settings, state, prepared)
     except VgpuError as error:
         if state:
-            audit.failure(settings.state_dir, state.id, error)
+            audit.failure(settings.state_dir, state.id, error, **_facts(settings, state))
             _clear(settings, state.id, code=error.code, message=str(error), remedy=error.remedy)
         _say(error.line())
         return error.exit_code, None
-    except BaseException:
+    except BaseException as error:
         if state:
+            audit.bug(settings.state_dir, state.id, error, **_facts(settings, state))
             _clear(settings, state.id, code="bug", message="the hook failed; its traceback is in the runtime's message")
         raise
+
+
+def _begin(settings: Policy, state: State) -> None:
+    try:
+        path = f"{ledger.folder(settings.state_dir, state.id)}/{audit.BEGUN}"
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    except OSError:
+        return  # no such folder: prestart refuses
+
+
+def _facts(settings: Policy, state: State) -> dict[str, str]:
+    """What else is kept of a refusal."""
+    try:
+        allocation = ledger.read(settings.state_dir, state.id)
+    except VgpuError:
+        allocation = None
+    name, image = (allocation.name, allocation.image) if allocation else ("", "")
+    return {"part": "hook", "name": name, "image": image, "bundle": state.bundle}
 
 
 def tell(settings: Policy, armed: Allocation | None) -> None:

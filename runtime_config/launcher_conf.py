@@ -27,7 +27,7 @@ def set_runtime(prefix: str, runtime: str) -> bool:
     """Has the launcher start `runtime`; False if it does so already. Raises VGPU-CFG-001 and -002."""
     file = files.read(path_in(prefix))
     if file.data is None:
-        raise HostError("VGPU-CFG-001", f"{file.path} does not exist", remedy="install vgpu again with its install.py")
+        raise HostError("VGPU-CFG-001", f"{file.path} does not exist", remedy="install vgpu again: vgpu install")
     lines = files.decode(file).splitlines()
     wanted = [f"runtime={runtime}" if line.startswith("runtime=") else line for line in lines]
     if wanted == lines:

@@ -291,8 +291,13 @@ def read_policy(path: str, prefix: str) -> Policy:
 
 
 def compiled_path(config_path: str) -> str:
-    """Where the compiled form of the config.yaml at `config_path` belongs: beside the file itself."""
-    return os.path.join(os.path.dirname(os.path.realpath(config_path)), POLICY_NAME)
+    """Where the compiled form of the config.yaml at `config_path` is, free of links: beside it, else beside the file
+    itself. Each installed version has its own, and a link to the one config.yaml beside it.
+    """
+    beside = os.path.join(os.path.dirname(os.path.abspath(config_path)), POLICY_NAME)
+    if not os.path.exists(beside):
+        beside = os.path.join(os.path.dirname(os.path.realpath(config_path)), POLICY_NAME)
+    return os.path.realpath(beside)
 
 
 def compiled_text(policy: Policy) -> bytes:

@@ -1,8 +1,8 @@
 """CRI-O's crio.conf: the runtime handler `vgpu`, and on request as the default. Pure: text in, text out.
 
 CRI-O reads /etc/crio/crio.conf.d/*.conf over crio.conf when it starts. Source: its crio.conf(5) and pkg/config; not
-tried, as no Debian suite has CRI-O. `allowed_annotations` is not for ours: with a name there that CRI-O does not know,
-it does not start.
+tried, as no Debian suite has CRI-O. `allowed_annotations` is not for ours: with one that CRI-O does not know it does
+not start.
 """
 
 from __future__ import annotations

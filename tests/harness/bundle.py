@@ -135,6 +135,17 @@ class Container:
     def exec(self, args: Sequence[str], timeout: float = 60) -> subprocess.CompletedProcess[str]:
         return self._call("exec", self.id, *args, timeout=timeout)
 
+    def exec_detached(self, args: Sequence[str]) -> int:
+        """The host's pid of a process that goes on in the container; whoever ends it calls `end`."""
+        pid_file = self.folder / f"pid-{uuid.uuid4().hex}"
+        command = self.command("exec", "--detach", "--pid-file", str(pid_file), self.id, *args)
+        be_subreaper()
+        null = subprocess.DEVNULL
+        subprocess.run(
+            command, cwd=self.folder, env=self.env, timeout=60, check=True, stdin=null, stdout=null, stderr=null
+        )
+        return int(pid_file.read_text())
+
     def state(self) -> dict[str, Any] | None:
         done = self._call("state", self.id)
         return json.loads(done.stdout) if done.returncode == 0 else None
@@ -201,17 +212,22 @@ def container(runtime: Path, folder: Path, tree: Path, args: Sequence[str], **op
 
 
 def low_level(name: str, folder: Path) -> Path:
-    """The path of a low-level runtime, "runc" or "crun", that works on this machine. Raises FileNotFoundError.
+    """The path of this machine's low-level runtime, "runc" or "crun", made to work here. Raises FileNotFoundError."""
+    program = shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin")
+    if program is None:
+        raise FileNotFoundError(f"{name} is not installed: apt-get install {name}")
+    return fit(Path(program), folder)
+
+
+def fit(program: Path, folder: Path) -> Path:
+    """`program`, a runc or crun, or what has to be called in its place on this machine.
 
     crun 1.8 refuses control groups in hybrid mode: where the machine has that, each of its calls gets a mount namespace
     with cgroup2 alone. It manages none either way, so that both kinds of machine test the same. The stand-in in
     `folder` ends as crun itself: same process, same arguments, same standard files.
     """
-    program = shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin")
-    if program is None:
-        raise FileNotFoundError(f"{name} is not installed: apt-get install {name}")
-    if name != "crun":
-        return Path(program)
+    if program.name != "crun":
+        return program
     script = folder / "crun-private"
     call = f'exec {program} --cgroup-manager=disabled "$@"'
     if not (leftovers.CGROUPS / "cgroup.controllers").exists():
@@ -237,6 +253,13 @@ def kill(pid: int) -> None:
     """kill -9; no error when it is gone already."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+def end(pid: int) -> None:
+    """kill -9 of a process of `exec_detached`, and its exit status taken: nothing of it is left."""
+    kill(pid)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
 
 
 def be_subreaper() -> None:

@@ -1,0 +1,25 @@
+"""One wheel and one source archive for all tests of this folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.harness import wheels
+
+# they take minutes: `make artefacts-test` runs them
+collect_ignore = [] if os.environ.get("VGPU_LONG_TESTS") else ["test_sdist_install.py"]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> wheels.Made:
+    return wheels.build(tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="session")
+def programs(made: wheels.Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment that has the wheel and what it depends on, and nothing of this checkout."""
+    folder = tmp_path_factory.mktemp("environment") / "venv"
+    return wheels.environment(folder, made.wheel, [wheels.dependencies()])
