@@ -57,6 +57,12 @@ def devices(inventory: Inventory, placement: Placement) -> Iterator[DeviceFile]:
     return (device for device in inventory.devices if device.gpu is None or device.gpu in given)
 
 
+def others(inventory: Inventory, placement: Placement) -> Iterator[DeviceFile]:
+    """The device files of the GPUs that it does not get."""
+    given = {part.index for part in placement.slices}
+    return (device for device in inventory.devices if device.gpu is not None and device.gpu not in given)
+
+
 def _names(wrapper: Library, driver_version: str) -> tuple[str, ...]:
     """All names under which a program may ask for the driver's library: SONAME, bare, and with the full version."""
     bare = wrapper.soname[: wrapper.soname.index(".so") + 3]
