@@ -8,6 +8,7 @@
 # make bench-share   how exactly a compute share is held
 # make wheel   wheel and source archive in dist/, checked, with their bills of materials (also: make sbom)
 # make reproducible   two builds as different as can be: are the bytes the same?
+# make images-context   dist/images, from which the container images are built without a network
 # make artefacts-test   what takes too long for make test: pip builds the source archive in a clean environment
 # make bench-placement  placement policies on simulated clusters, bit for bit as committed
 # Each sets up what it needs: see packaging/bootstrap.sh.
@@ -18,7 +19,7 @@ CC_CLIENT := $(PYTHON) -m ziglang cc -target $(shell uname -m)-linux-gnu.2.17 -O
 C_FILES = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h' | grep -v /generated/)
 PARTS := build/.launcher build/.python build/.wrapper build/.sim build/fixtures/cuda_client
 
-.PHONY: demo test lint build bench bench-wrapper bench-share bench-placement storm gpu-check wheel sbom reproducible artefacts-test clean
+.PHONY: demo test lint build bench bench-wrapper bench-share bench-placement storm gpu-check wheel sbom reproducible images-context artefacts-test clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -34,6 +35,7 @@ lint: .venv/.bootstrapped
 	$(PYTHON) -m mypy -p tests.harness -p tests.e2e -p benchmarks
 	MYPYPATH=. $(PYTHON) -m mypy packaging/install.py packaging/demo.py
 	MYPYPATH=.:packaging $(PYTHON) -m mypy -p artefacts
+	$(PYTHON) -m mypy packaging/images/node.py packaging/images/slice.py
 	clang-format --dry-run -Werror $(C_FILES)
 	$(PYTHON) -m libcuda_wrap.gen --check
 	shellcheck packaging/bootstrap.sh .ci/run
@@ -74,6 +76,9 @@ sbom: .venv/.bootstrapped
 
 reproducible: .venv/.bootstrapped
 	$(ARTEFACTS).reproducible --fresh
+
+images-context: wheel
+	$(ARTEFACTS).context dist/images --wheel dist/*.whl
 
 artefacts-test: build
 	VGPU_LONG_TESTS=1 $(PYTHON) -m pytest tests/artefacts
