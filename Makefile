@@ -38,6 +38,7 @@ lint: .venv/.bootstrapped
 	$(PYTHON) -m mypy packaging/images/node.py packaging/images/slice.py
 	clang-format --dry-run -Werror $(C_FILES)
 	$(PYTHON) -m libcuda_wrap.gen --check
+	$(PYTHON) -m vgpu.doctor.manual --check
 	shellcheck packaging/bootstrap.sh .ci/run
 
 build: $(PARTS)

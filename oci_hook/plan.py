@@ -8,14 +8,18 @@ from oci_hook.records import DeviceFile, Inventory, Library, Mount, Placement, P
 from oci_hook.values import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 BOX = "/usr/lib/vgpu"  # VGW_BOX in libcuda_wrap/include/vgw_quota.h
 BOX_NAMES = {"cuda": "libvgpu-driver.so", "nvml": "libvgpu-nvml.so"}
 
 
-def make(inventory: Inventory, placement: Placement, request: Request, folder: str) -> Plan:
+def make(
+    inventory: Inventory, placement: Placement, request: Request, folder: str, present: Sequence[DeviceFile] = ()
+) -> Plan:
     """The mounts, in the order in which they are to be made. folder: the container's, with `box/` in it.
+
+    present: device files that the engine has put into the container; those of other GPUs are hidden.
 
     The box comes first and its contents after it; then the libraries, the programs and the files that stand for
     devices. Only what the request's capabilities name is there.
@@ -42,7 +46,9 @@ def make(inventory: Inventory, placement: Placement, request: Request, folder: s
         for device in devices(inventory, placement)
         if device.kind == "bind"
     )
-    return Plan(mounts=tuple(mounts), libraries=(*wanted, *wrappers))
+    given = {None, *(part.index for part in placement.slices)}
+    hidden = tuple(device.target for device in present if device.gpu not in given)
+    return Plan(mounts=tuple(mounts), libraries=(*wanted, *wrappers), hidden=hidden)
 
 
 def devices(inventory: Inventory, placement: Placement) -> Iterator[DeviceFile]:

@@ -285,9 +285,13 @@ class Mount:
 
 @dataclass(frozen=True)
 class Plan:
-    """plan.json: all that the hook does for one container. libraries: what preflight must find loadable."""
+    """plan.json: all that the hook does for one container. libraries: what preflight must find loadable.
+
+    hidden: paths in the container of device files that the engine has put there and that are not the container's.
+    """
 
     NESTED: ClassVar = {"mounts": Mount, "libraries": Library}
     mounts: tuple[Mount, ...]
     libraries: tuple[Library, ...]
+    hidden: tuple[str, ...] = ()
     schema: int = SCHEMA

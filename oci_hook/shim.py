@@ -1,9 +1,10 @@
-"""Between the launcher and runc: a container that asks for a slice gets a place, a folder and our hooks in its
-config.json, or is refused; then this process becomes the low-level runtime, with the arguments that the engine gave.
+"""Asked by the launcher before it becomes runc: a container that wants a slice gets a place, a folder and our hooks in
+its config.json, or is refused. Then this process stays, and is the container's hook (standby.py).
 
-    vgpu_shim.py --policy P --runtime R --bundle B --config C --id I --log L --log-format F -- ARGUMENTS
+    vgpu_shim.py --policy P --bundle B --config C --id I --log L --log-format F --launcher PID --answer FD
 
-The launcher (launcher/call.c) has read the engine's arguments; they are read in one place only.
+The launcher (launcher/shim.c) has read the engine's arguments (launcher/call.c); they are read in one place only. It is
+process PID, and becomes the runtime when it reads a zero from the socket FD; any other number is its exit code.
 """
 
 from __future__ import annotations
@@ -30,66 +31,78 @@ from oci_hook import (
 )  # fmt: skip
 from oci_hook.bundle import Bundle, Docker, Node
 from oci_hook.errors import HostError, PlacementError, VgpuError, shown
-from oci_hook.records import Allocation, Inventory, Placement, Policy, Request
+from oci_hook.records import Allocation, DeviceFile, Inventory, Placement, Plan, Policy, Process, Request
 from oci_hook.values import TYPE_CHECKING, dataclass, replace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_OPTIONS = ("--policy", "--runtime", "--bundle", "--config", "--id", "--log", "--log-format")
+_OPTIONS = ("--policy", "--bundle", "--config", "--id", "--log", "--log-format", "--launcher", "--answer")
 _REFRESH_TIMEOUT_S = 30.0
+_NO_DOCKER = Docker()
 
 
 @dataclass(frozen=True)
 class Call:
-    """What the launcher hands over. arguments: of the runtime, without its name. log: "" for none."""
+    """What the launcher hands over. log: "" for none. launcher: its pid, and soon the runtime's. answer: descriptor."""
 
     policy: str
-    runtime: str
     bundle: str
     config: str
     id: str
     log: str
     log_format: str
-    arguments: tuple[str, ...]
+    launcher: int
+    answer: int
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns only on failure: 3 to 6, and 2 for a command line that no launcher wrote."""
+    """0, or what the launcher exits with: 3 to 6, 1 for a bug, and 2 for a command line that no launcher wrote."""
     call = _call(argv)
     if call is None:
         _write(2, "usage: vgpu_shim.py is started by vgpu-runtime; it is no command for people")
         return 2
+    code, given = 1, None
     try:
         given = _slice(call)
-        try:
-            os.execv(call.runtime, [call.runtime, *call.arguments])
-        except OSError as error:
-            if given is not None:
-                _take_back(given, call.id, "the low-level runtime cannot be started")
-            raise _no_runtime(call.runtime, error) from error
+        code = 0
     except VgpuError as error:
-        _tell(call, error.line())
-        return error.exit_code
+        from oci_hook import rootless  # a start that works does not need it
+
+        told = rootless.explained(error)
+        _tell(call, told.line())
+        code = told.exit_code
     except Exception as error:
         _tell(
             call,
             f"vgpu: a bug: {type(error).__name__}: {shown(str(error), 200)}; to mend it: report it, with this line",
         )
         raise
+    finally:
+        heard = _answer(call, code)
+    if given is not None and heard:
+        given.serve()
+    if given is not None:
+        _take_back(given.settings, given.container, given.runtime, "the launcher was killed")
+    return code
 
 
-def _slice(call: Call) -> Policy | None:
-    """Give the container its slice, by this policy, and edit its bundle. None: it asks for nothing, and nothing was
+def _answer(call: Call, code: int) -> bool:
+    """False: the launcher has gone, and there will be no runtime."""
+    try:
+        return os.write(call.answer, bytes((code,))) == 1
+    except OSError:
+        return False
+
+
+def _slice(call: Call) -> standby.Standby | None:
+    """Give the container its slice and edit its bundle; returns its hook. None: it asks for nothing, and nothing was
     changed."""
-    if not ledger.is_id(call.id):
-        raise HostError(
-            "VGPU-OCI-003",
-            f"the container's id is {shown(call.id)}",
-            remedy=f"use an id of at most {ledger.MAX_ID} letters, digits and _.+- that does not begin with a dot",
-        )
-    bundle = Bundle(call.bundle, call.config)
-    docker = bundle.docker(call.id)
+    try:
+        bundle, docker = _read(call)
+    except VgpuError as error:
+        _remember_early(call, error)
+        raise
     annotations, env = bundle.annotations, bundle.env
     if not request.mentioned(annotations, docker.labels, env):
         return None
@@ -100,71 +113,129 @@ def _slice(call: Call) -> Policy | None:
             return None
         believed = docker.labels if "label" in settings.sources else {}
         asked = replace(asked, labels=policy.kept_labels({**believed, **annotations}, settings))
-        _give(call, settings, bundle, docker, asked, believed)
-        return settings
+        return _give(call, settings, bundle, docker, asked, believed)
     except VgpuError as error:
-        _remember(call, settings, error)
+        _remember(call, settings, error, docker)
+        raise
+    except Exception as error:
+        audit.bug(settings.state_dir, call.id, error, **_facts(call, docker))
         raise
     finally:
         bundle.close()
 
 
-def _give(call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: Request, labels: dict[str, str]) -> None:
+def _read(call: Call) -> tuple[Bundle, Docker]:
+    if not ledger.is_id(call.id):
+        raise HostError(
+            "VGPU-OCI-003",
+            f"the container's id is {shown(call.id)}",
+            remedy=f"use an id of at most {ledger.MAX_ID} letters, digits and _.+- that does not begin with a dot",
+        )
+    bundle = Bundle(call.bundle, call.config)
+    return bundle, bundle.docker(call.id)
+
+
+def _give(
+    call: Call, settings: Policy, bundle: Bundle, docker: Docker, asked: Request, labels: dict[str, str]
+) -> standby.Standby:
     """Place the request, make the container's folder and edit the bundle; on any failure nothing of it is left."""
-    creator = ledger.process(os.getpid())
-    assert creator is not None, "we are alive"
-    asked, clamped = policy.clamp(asked, settings)
-    have = _inventory(settings)
-    with ledger.Ledger(settings.state_dir) as book:
-        book.reap(lambda dead: decision.ended(settings, dead, book.tick(), "reap"))
-        others = book.entries()
-        if any(other.id == call.id for other in others):
-            raise book.occupied(call.id)
-        host = standing.now(settings, asked, others)
-        placed = placement.place(asked, have.gpus, others, settings, host)
-        if placed.slices:
-            clamped += policy.percent_notes(asked, placed, have.gpus)
-            allocation = Allocation(
-                id=call.id,
-                name=docker.name,
-                image=docker.image,
-                state="creating",
-                created_ns=time.time_ns(),
-                creator=creator,
-                init=None,
-                request=asked,
-                placement=placed,
-                clamped=clamped,
-                simulated=have.simulated,
-                driver_version=have.driver_version,
-            )
-            mounts = plan.make(have, placed, asked, ledger.folder(settings.state_dir, call.id))
-            burst = asked.burst or settings.burst
-            quota = quota_file.quota(call.id, placed.slices, burst=burst, priority=asked.priority)
-            book.add(allocation, mounts, quota, quota_file.usage_header(), quota_file.USAGE_BYTES)
-        inputs = decision.pack(asked, have.gpus, others, settings, host)
-        decision.tell(settings.log_dir, call.id, book.tick(), inputs, placed, name=docker.name, image=docker.image,
-                      request=asked, clamped=clamped, simulated=have.simulated)  # fmt: skip
-    if not placed.slices:
-        raise _Refused(placed)
+    creator = ledger.process(call.launcher)
+    if creator is None:
+        raise HostError(
+            "VGPU-HOST-004",
+            "the launcher was killed before the container had a place",
+            remedy="start the container again",
+        )
+    have = inventory_now(settings)
+    placed, mounts = grant(settings, call.id, docker, asked, have, creator)
     try:
         words = {name: text for name, text in labels.items() if name.startswith("vgpu.")}
         script = f"{settings.prefix}/lib/vgpu/python/vgpu_hook.py"
         bundle.edit(_hooks(call, settings, script), script, words, _nodes(have, placed))
         bundle.write()
     except BaseException:
-        _take_back(settings, call.id, "the bundle cannot be edited")
+        _take_back(settings, call.id, creator, "the bundle cannot be edited")
         raise
-    standby.leave(settings, call.id, mounts, (bundle.root, bundle.env, bundle.cwd))
+    return standby.Standby(settings, call.id, creator, mounts, (bundle.root, bundle.env, bundle.cwd))
 
 
-def _take_back(settings: Policy, container: str, why: str) -> None:
-    """The slice of a container that will not start."""
+def grant(
+    settings: Policy,
+    container: str,
+    docker: Docker,
+    asked: Request,
+    have: Inventory,
+    creator: Process,
+    present: Sequence[DeviceFile] | None = None,
+) -> tuple[Placement, Plan]:
+    """Place the request and make the container's folder, which is the allocation.
+
+    creator: as long as it lives, so does the allocation. present: the device files that the container has anyway, None:
+    it gets those that it needs. Raises Refused if no GPU has room, and what the ledger raises.
+    """
+    asked, clamped = policy.clamp(asked, settings)
+    with ledger.Ledger(settings.state_dir, in_turn=True) as book:
+        book.reap(lambda dead: decision.ended(settings, dead, book.tick(), "reap"))
+        others = book.entries()
+        if any(other.id == container for other in others):
+            raise book.occupied(container)
+        host = standing.now(settings, asked, others)
+        if present is not None:
+            host = replace(host, cordoned={**_out_of_reach(have, present), **host.cordoned})
+        placed = placement.place(asked, have.gpus, others, settings, host)
+        if placed.slices:
+            clamped += policy.percent_notes(asked, placed, have.gpus)
+            mounts = plan.make(have, placed, asked, ledger.folder(settings.state_dir, container), present or ())
+            burst = asked.burst or settings.burst
+            quota = quota_file.quota(container, placed.slices, burst=burst, priority=asked.priority)
+            entry = _entry(container, docker, asked, placed, clamped, have, creator)
+            book.add(entry, mounts, quota, quota_file.usage_header(), quota_file.USAGE_BYTES)
+        inputs = decision.pack(asked, have.gpus, others, settings, host)
+        decision.tell(settings.log_dir, container, book.tick(), inputs, placed, name=docker.name, image=docker.image,
+                      request=asked, clamped=clamped, simulated=have.simulated)  # fmt: skip
+    if not placed.slices:
+        raise Refused(placed)
+    return placed, mounts
+
+
+def _entry(
+    container: str,
+    docker: Docker,
+    asked: Request,
+    placed: Placement,
+    clamped: tuple[str, ...],
+    have: Inventory,
+    creator: Process,
+) -> Allocation:
+    return Allocation(
+        id=container,
+        name=docker.name,
+        image=docker.image,
+        state="creating",
+        created_ns=time.time_ns(),
+        creator=creator,
+        init=None,
+        request=asked,
+        placement=placed,
+        clamped=clamped,
+        simulated=have.simulated,
+        driver_version=have.driver_version,
+    )
+
+
+def _out_of_reach(have: Inventory, present: Sequence[DeviceFile]) -> dict[str, str]:
+    """UUID -> why, of the GPUs whose device file the container does not have."""
+    there = {device.gpu for device in present}
+    return {gpu.uuid: "the container was not given its device" for gpu in have.gpus if gpu.index not in there}
+
+
+def _take_back(settings: Policy, container: str, creator: Process, why: str) -> None:
+    """The slice of a container that will not start, unless a later start has it by now."""
     with ledger.Ledger(settings.state_dir) as book:
         given = ledger.read(settings.state_dir, container)
-        if given is not None:
+        if given is not None and given.creator == creator:
             decision.ended(settings, given, book.tick(), "release", why=why)
-        book.remove(container)
+            book.remove(container)
 
 
 def _hooks(call: Call, settings: Policy, script: str) -> dict[str, tuple[str, ...]]:
@@ -174,7 +245,7 @@ def _hooks(call: Call, settings: Policy, script: str) -> dict[str, tuple[str, ..
     return {"prestart": (*waiting, *python, "prestart", *end), "poststop": (*python, "poststop", *end)}
 
 
-class _Refused(PlacementError):
+class Refused(PlacementError):
     """No GPU has room. The audit log has it already, with the decision."""
 
     def __init__(self, placed: Placement) -> None:
@@ -182,13 +253,26 @@ class _Refused(PlacementError):
         super().__init__(told.code, str(told), remedy=told.remedy)
 
 
-def _remember(call: Call, settings: Policy, error: VgpuError) -> None:
-    if not isinstance(error, _Refused):
+def _remember(call: Call, settings: Policy, error: VgpuError, docker: Docker = _NO_DOCKER) -> None:
+    if not isinstance(error, Refused):
         audit.append(settings.log_dir, "deny", call.id, code=error.code, message=str(error)[:4096])
-    audit.failure(settings.state_dir, call.id, error)
+    named = call.id if ledger.is_id(call.id) else audit.UNNAMED
+    audit.failure(settings.state_dir, named, error, **_facts(call, docker))
 
 
-def _inventory(settings: Policy) -> Inventory:
+def _remember_early(call: Call, error: VgpuError) -> None:
+    """Of a container of which it is not known yet what it asks for. Without a policy there is no place to keep it."""
+    try:
+        _remember(call, policy.load(call.policy), error)
+    except VgpuError:
+        return
+
+
+def _facts(call: Call, docker: Docker = _NO_DOCKER) -> dict[str, str]:
+    return {"part": "shim", "name": docker.name, "image": docker.image, "bundle": call.bundle}
+
+
+def inventory_now(settings: Policy) -> Inventory:
     """The host's inventory; a missing or stale one is made anew by the operator's command, once."""
     try:
         return inventory.load(settings)
@@ -247,25 +331,12 @@ def _nodes(have: Inventory, placed: Placement) -> list[Node]:
     return nodes
 
 
-def _no_runtime(path: str, error: OSError) -> HostError:
-    # dockerd reads a meaning of its own into the system's words for these two
-    words = {2: "it, or the interpreter it names, is missing", 13: "it must not be executed"}
-    why = words.get(error.errno or 0) or os.strerror(error.errno or 0)
-    return HostError(
-        "VGPU-HOST-004", f"{path} cannot be started: {why}", remedy="install it, or name another in launcher.conf"
-    )
-
-
 def _call(argv: Sequence[str]) -> Call | None:
-    if "--" not in argv:
+    names, values = argv[::2], argv[1::2]
+    if tuple(names) != _OPTIONS or len(values) != len(names) or not all(map(str.isdecimal, values[-2:])):
         return None
-    end = argv.index("--")
-    names, values = argv[0:end:2], argv[1:end:2]
-    if tuple(names) != _OPTIONS or len(values) != len(names):
-        return None
-    policy_path, runtime, folder, config, container, log, log_format = values
-    rest = tuple(argv[end + 1 :])
-    return Call(policy_path, runtime, folder, config, container, log, log_format, arguments=rest)
+    policy_path, folder, config, container, log, log_format, launcher, answer = values
+    return Call(policy_path, folder, config, container, log, log_format, int(launcher), int(answer))
 
 
 def _tell(call: Call, line: str) -> None:

@@ -1,4 +1,4 @@
-"""Installs what `make build` built into a prefix, or takes it out again: `vgpu install` and `vgpu uninstall`, before there
+"""Installs what `make build` built into a prefix, or takes it out again: `vgpu install` and `uninstall`, before there
 is a vgpu to call.
 
     python packaging/install.py --prefix /opt/vgpu [--simulate-gpus 2] [--runtime /usr/bin/runc]

@@ -86,7 +86,7 @@ def _install(
 
     assert isinstance(settings, config.Settings)
     prefix = layout.of(given or layout.own_prefix())
-    sources.hand_over(source, sys.argv[1:])
+    sources.hand_over(source, [*sys.argv[1:], "--prefix", str(prefix.path)])
     python, cli_python = interpreters
     wanted = install.Wanted(
         settings, python, cli_python or sys.executable, install.unit_folder(prefix, units), force, dry_run, upgrade

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,9 +12,10 @@ from oci_hook.errors import HostError
 from runtime_config import files
 from runtime_config.engines import LAUNCHER_NAME, RUNTIME, docker
 from runtime_config.files import ConfigFile
-from vgpu import engine_docker, output
+from vgpu import docker_process, docker_users, engine_docker, output
 
 WOULD_CHANGE = 2
+Tell = Callable[[str], None]
 
 
 class Found(Protocol):
@@ -35,13 +37,17 @@ class Editor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """What is to be done with the file at `path`, by the engine's `editor`. dry_run: only show it."""
+    """What is to be done with the file at `path`, by the engine's `editor`.
+
+    dry_run: only show it. force: an undo although containers still need the runtime.
+    """
 
     path: str
     editor: Editor = docker
     undo: bool = False
     set_default: bool = False
     dry_run: bool = False
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +81,27 @@ class Change:
     @property
     def needs_outspoken_reload(self) -> bool:
         """Also when the file was undone before: dockerd may not know yet."""
-        after = self.after or ""
-        return self.undo and docker.outspoken(after, self.file.path) != after
+        return self.undo and self.outspoken() != (self.after or "")
+
+    def outspoken(self) -> str:
+        """The text after, for a dockerd that has to be told in words what is gone."""
+        path = self.file.path
+        return docker.outspoken(self.after or "", path, default=not docker_process.default_is_a_flag(path))
 
     def diff(self) -> str:
-        name = self.file.path
-        lines = difflib.unified_diff(
-            self.before.splitlines(keepends=True),
-            (self.after or "").splitlines(keepends=True),
-            name if self.file.data is not None else "/dev/null",
-            name if self.after is not None else "/dev/null",
-        )
-        # as diff(1): a last line without its line end is said, not joined to the next
-        return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+        return difference(self.file, self.before, self.after)
+
+
+def difference(file: ConfigFile, before: str, after: str | None) -> str:
+    """As `diff -u` shows it. after: None for no file."""
+    lines = difflib.unified_diff(
+        before.splitlines(keepends=True),
+        (after or "").splitlines(keepends=True),
+        file.path if file.data is not None else "/dev/null",
+        file.path if after is not None else "/dev/null",
+    )
+    # as diff(1): a last line without its line end is said, not joined to the next
+    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
 
 def launcher_in(prefix: str) -> str:
@@ -136,36 +150,68 @@ def write(change: Change, edit: Edit) -> None:
 
 def run(edit: Edit, engine: Engine, prefix: str, *, as_json: bool) -> int:
     """The command. Returns the exit code: 0, or WOULD_CHANGE."""
+    return finish(do(edit, engine, prefix, quiet if as_json else say), as_json=as_json)
+
+
+def do(edit: Edit, engine: Engine, prefix: str, tell: Tell) -> dict[str, Any]:
+    """Docker, as `edit` wants it; what was done, as `--json` shows it. tell: called with each line for people."""
     change = plan(edit, prefix)
-    result: dict[str, Any] = {"file": change.file.path, "changed": change.needed, "dry_run": edit.dry_run}
+    result = begin(change, edit)
+    _check(change, edit, engine)
     if edit.dry_run:
-        return show(change, edit, result, as_json=as_json)
+        show(change, edit, result, tell)
+        return result
     if change.needed:
         write(change, edit)
-    if not as_json:
-        print(f"{change.file.path}: {'changed' if change.needed else unchanged(edit)}", flush=True)
+    tell(f"{change.file.path}: {'changed' if change.needed else unchanged(edit)}")
     if engine.reload:
         _reload(change, engine)
     if engine.verify:
         engine_docker.verify(engine.host, RUNTIME, change.launcher, wait=engine.reload)
-    if as_json:
-        extra = {"launcher": change.launcher, "reloaded": engine.reload, "verified": engine.verify}
-        output.emit_json({**result, **extra})
-    elif engine.verify:
-        print(f"dockerd {'no longer has' if edit.undo else 'has'} the runtime {RUNTIME}")
+        tell(f"dockerd {'no longer has' if edit.undo else 'has'} the runtime {RUNTIME}")
     elif change.needed:
-        _say_what_next(change, edit)
-    return 0
+        result["advice"] = _what_next(change, edit)
+    return {**result, "launcher": change.launcher, "reloaded": engine.reload, "verified": engine.verify}
 
 
-def show(change: Change, edit: Edit, result: dict[str, Any], *, as_json: bool) -> int:
+def _check(change: Change, edit: Edit, engine: Engine) -> None:
+    """What only the daemon knows. Raises VGPU-CFG-006 to -008; nothing has been written then."""
+    path = change.file.path
+    if change.needed and not edit.undo:
+        docker_process.require_no_conflict(change.after or "", path, change.launcher or "")
+        docker_process.require_valid(change.after or "", change.before, path)
+    if change.needed and edit.undo and not edit.force:
+        docker_users.require_none(engine.host, path, change.before)
+
+
+def say(line: str) -> None:
+    """For people, at once: what follows may take a while, or fail."""
+    print(line, flush=True)
+
+
+def quiet(line: str) -> None:
+    """For programs, which get one object at the end."""
+
+
+def begin(change: Change, edit: Edit) -> dict[str, Any]:
+    return {"file": change.file.path, "changed": change.needed, "dry_run": edit.dry_run}
+
+
+def finish(result: dict[str, Any], *, as_json: bool) -> int:
+    """Shows what `do` has done; its exit code."""
+    advice: list[str] = result.pop("advice", [])
     if as_json:
-        output.emit_json({**result, "diff": change.diff()})
-    elif change.needed:
-        print(change.diff(), end="")
+        output.emit_json(result)
     else:
-        print(f"{change.file.path}: {unchanged(edit)}")
-    return WOULD_CHANGE if change.needed else 0
+        for line in advice:
+            output.message(f"vgpu: {line}")
+    return WOULD_CHANGE if result["dry_run"] and result["changed"] else 0
+
+
+def show(change: Change, edit: Edit, result: dict[str, Any], tell: Tell) -> None:
+    """The change as a diff, to people and in `result`."""
+    result["diff"] = change.diff()
+    tell(change.diff().removesuffix("\n") if change.needed else f"{change.file.path}: {unchanged(edit)}")
 
 
 def unchanged(edit: Edit) -> str:
@@ -178,7 +224,7 @@ def _reload(change: Change, engine: Engine) -> None:
         engine_docker.reload(engine.host)
         return
     final = files.read(change.file.path)
-    files.replace(final, docker.outspoken(change.after or "", change.file.path).encode())
+    files.replace(final, change.outspoken().encode())
     try:
         engine_docker.reload(engine.host)
         engine_docker.verify(engine.host, RUNTIME, None, wait=True)
@@ -190,17 +236,14 @@ def _reload(change: Change, engine: Engine) -> None:
             files.replace(interim, final.data)
 
 
-def _say_what_next(change: Change, edit: Edit) -> None:
+def _what_next(change: Change, edit: Edit) -> list[str]:
     if change.was_default and change.needs_outspoken_reload:
-        output.message(
-            "vgpu: do not reload dockerd as it is, 20.10 crashes when its default runtime is gone: "
+        first = (
+            "do not reload dockerd as it is, 20.10 crashes when its default runtime is gone: "
             "run vgpu configure docker --undo --reload, or restart it"
         )
     elif change.needs_outspoken_reload:
-        output.message(
-            "vgpu: dockerd forgets it when it restarts, or at once with vgpu configure docker --undo --reload"
-        )
+        first = "dockerd forgets it when it restarts, or at once with vgpu configure docker --undo --reload"
     else:
-        output.message("vgpu: dockerd reads it at its next reload: systemctl reload docker, or run this with --reload")
-    if edit.undo:
-        output.message("vgpu: containers that were created with the runtime vgpu can no longer start")
+        first = "dockerd reads it at its next reload: systemctl reload docker, or run this with --reload"
+    return [first] + (["containers that were created with the runtime vgpu can no longer start"] if edit.undo else [])

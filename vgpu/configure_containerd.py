@@ -7,32 +7,35 @@ from typing import Any
 
 from oci_hook.errors import HostError, shown
 from runtime_config.engines import RUNTIME, containerd
-from vgpu import configure, output
-from vgpu.configure import Edit
+from vgpu import configure
+from vgpu.configure import Edit, Tell
 
 _ANSWER_S = 30
 
 
 def run(edit: Edit, prefix: str, *, verify: str | None, as_json: bool) -> int:
     """The command. verify: the containerd program to ask, None: ask none. Returns 0, or configure.WOULD_CHANGE."""
+    tell = configure.quiet if as_json else configure.say
+    return configure.finish(do(edit, prefix, verify, tell), as_json=as_json)
+
+
+def do(edit: Edit, prefix: str, verify: str | None, tell: Tell) -> dict[str, Any]:
+    """containerd, as `edit` wants it; see configure.do."""
     change = configure.plan(edit, prefix)
-    result: dict[str, Any] = {"file": change.file.path, "changed": change.needed, "dry_run": edit.dry_run}
+    result = configure.begin(change, edit)
     if edit.dry_run:
-        return configure.show(change, edit, result, as_json=as_json)
+        configure.show(change, edit, result, tell)
+        return result
     if change.needed:
         configure.write(change, edit)
+    tell(f"{change.file.path}: {'changed' if change.needed else configure.unchanged(edit)}")
     if verify is not None:
         _verify(verify, change.file.path, change.launcher)
-    if as_json:
-        output.emit_json({**result, "launcher": change.launcher, "verified": verify is not None})
-        return 0
-    print(f"{change.file.path}: {'changed' if change.needed else configure.unchanged(edit)}", flush=True)
-    if verify is not None:
         reads = "reads" if change.launcher else "no longer reads"
-        print(f"{verify} {reads} the runtime handler {RUNTIME} there")
+        tell(f"{verify} {reads} the runtime handler {RUNTIME} there")
     if change.needed:
-        output.message("vgpu: containerd reads it when it starts: systemctl restart containerd; containers live on")
-    return 0
+        result["advice"] = ["containerd reads it when it starts: systemctl restart containerd; containers live on"]
+    return {**result, "launcher": change.launcher, "verified": verify is not None}
 
 
 def _verify(program: str, path: str, launcher: str | None) -> None:

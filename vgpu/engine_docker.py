@@ -10,10 +10,15 @@ import signal
 import socket
 import struct
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from oci_hook.errors import HostError, VgpuError, shown
 
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+_Answer = TypeVar("_Answer")
 _RELOAD_S = 10.0  # dockerd answers SIGHUP within milliseconds; a busy one may take longer
 _ANSWER_S = 10
 _PID_FILES = ("/run/docker.pid", "/var/run/docker.pid")
@@ -25,20 +30,34 @@ def _refuse(message: str, remedy: str) -> VgpuError:
 
 def info(host: str) -> dict[str, Any]:
     """The daemon's own account of itself (GET /info). Raises VGPU-CFG-004 when it cannot be asked."""
+    return _ask(host, lambda client: dict(client.info()))
+
+
+def with_runtime(host: str, runtime: str) -> list[str]:
+    """Names of all its containers, running or not, that were created with `runtime`, sorted. Raises as `info`."""
+
+    def look(client: DockerClient) -> list[str]:
+        ids = [container["Id"] for container in client.api.containers(all=True)]
+        found = [client.api.inspect_container(identity) for identity in ids]
+        return sorted(one["Name"].lstrip("/") for one in found if one["HostConfig"].get("Runtime") == runtime)
+
+    return _ask(host, look)
+
+
+def _ask(host: str, question: Callable[[DockerClient], _Answer]) -> _Answer:
     import docker
     from docker.errors import DockerException
 
     try:
         client = docker.DockerClient(base_url=host, timeout=_ANSWER_S)
         try:
-            found: dict[str, Any] = client.info()
+            return question(client)
         finally:
             client.close()
     except (DockerException, OSError, ValueError) as error:
         raise _refuse(
             f"dockerd at {host} cannot be asked: {_why(error)}", "start it, or name its socket with -H"
         ) from error
-    return found
 
 
 def _why(error: BaseException) -> str:
@@ -72,9 +91,9 @@ def verify(host: str, runtime: str, launcher: str | None, *, wait: bool) -> None
 
 def reload(host: str) -> None:
     """SIGHUP to the dockerd behind `host`. Raises VGPU-CFG-004 when it is not clear which process that is."""
-    listener = _listener(host)
+    found = listener(host)
     # with socket activation it is systemd that listens, and the daemon is the machine's own
-    for pid in map(_from_file, _PID_FILES) if listener == 1 else (listener,):
+    for pid in map(_from_file, _PID_FILES) if found == 1 else (found,):
         if pid is None:
             continue
         try:
@@ -94,7 +113,7 @@ def reload(host: str) -> None:
     raise _refuse(f"the process of dockerd at {host} was not found", "reload it yourself: systemctl reload docker")
 
 
-def _listener(host: str) -> int | None:
+def listener(host: str) -> int | None:
     """The process that listens on a Unix socket, as the kernel knows it. systemd's own for a socket that it opened."""
     path = host.removeprefix("unix://")
     if path == host:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCES = {"vgpu-runtime": ("vgpu-runtime.c", "call.c", "refuse.c"), "vgpu-hook": ("vgpu-hook.c",)}
+SOURCES = {"vgpu-runtime": ("vgpu-runtime.c", "call.c", "shim.c", "refuse.c"), "vgpu-hook": ("vgpu-hook.c",)}
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
 HERE = Path(__file__).parent
 

@@ -24,7 +24,13 @@ struct config {
 
 struct call parse_call(int count, char **arguments);
 
+/* Returns if the runtime may start; otherwise somebody has said why not, and this process ends. */
+void ask_shim(const struct call *call, const struct config *config);
+
 /* One line on standard error, the same in the runtime's log, and exit 5. */
 _Noreturn void refuse(const struct call *call, const char *code, const char *message, const char *remedy);
+
+/* Refuses: `program` could not be started, for this errno. */
+_Noreturn void cannot_start(const struct call *call, const char *program, int error);
 
 #endif

@@ -1,7 +1,7 @@
 /* vgpu-runtime.c - what the engine starts in place of runc or crun.
  *
  * It becomes the low-level runtime at once (execv, argument for argument) for every verb but `create` and `run`, and
- * for those too if nothing in the bundle can be a request for a slice. Otherwise it becomes oci_hook/shim.py, which
+ * for those too if nothing in the bundle can be a request for a slice. Otherwise it asks oci_hook/shim.py first, which
  * decides. The look into the bundle is coarse and errs on one side: what might be a request goes to the shim. One
  * variable is added to the environment, VGPU_LAUNCHER_DEPTH: it ends a loop of launchers that start each other.
  */
@@ -43,8 +43,8 @@ static void config_path(const struct call *call, char *path, size_t room)
         refuse(call, "VGPU-HOST-001", "the launcher's path is too long", "install into a shorter prefix");
 }
 
-static void refuse_path(const struct call *call, const char *code, const char *path, const char *why,
-                        const char *remedy)
+static _Noreturn void refuse_path(const struct call *call, const char *code, const char *path, const char *why,
+                                  const char *remedy)
 {
     char message[PATH_MAX + 256];
     snprintf(message, sizeof message, "%s %s", path, why);
@@ -199,55 +199,27 @@ static bool bundle_may_ask(const struct call *call)
     return spec == NULL || may_ask(spec, length) || labels_may_ask(spec, length, call->id);
 }
 
-static void become(const struct call *call, const char *program, char **arguments)
+_Noreturn void cannot_start(const struct call *call, const char *program, int error)
 {
-    execv(program, arguments);
     char why[160]; /* dockerd maps the system's own words for these two to exit codes of its own */
-    if (errno == ENOENT)
+    if (error == ENOENT)
         snprintf(why, sizeof why, "cannot be started: it, or the interpreter it names, is missing");
-    else if (errno == EACCES)
+    else if (error == EACCES)
         snprintf(why, sizeof why, "cannot be started: it must not be executed");
     else
-        snprintf(why, sizeof why, "cannot be started: %s", strerror(errno));
+        snprintf(why, sizeof why, "cannot be started: %s", strerror(error));
     refuse_path(call, "VGPU-HOST-004", program, why, "install it, or name another in launcher.conf");
 }
 
-/* python -I -S -E <shim> --policy P --runtime R --bundle B --config C --id I --log L --log-format F -- <arguments> */
-static void become_shim(const struct call *call, const struct config *config, int count, char **arguments)
+/* What would fail after the shim has given out a slice fails before. */
+static void require_startable(const struct call *call, const struct config *config)
 {
     struct stat shim;
-    if (stat(config->shim, &shim) == 0) /* if it is not there, the interpreter's own error would be lost */
-        require_trusted(call, &shim, config->shim);
-    else
+    if (access(config->runtime, X_OK) != 0)
+        cannot_start(call, config->runtime, errno);
+    if (stat(config->shim, &shim) != 0) /* the interpreter's own error would be lost */
         refuse_path(call, "VGPU-HOST-004", config->shim, "is missing or cannot be opened", "install vgpu again");
-    const char *const head[] = {config->python,
-                                "-I",
-                                "-S",
-                                "-E",
-                                config->shim,
-                                "--policy",
-                                config->policy,
-                                "--runtime",
-                                config->runtime,
-                                "--bundle",
-                                call->bundle,
-                                "--config",
-                                call->config,
-                                "--id",
-                                call->id,
-                                "--log",
-                                call->log,
-                                "--log-format",
-                                call->log_format,
-                                "--"};
-    const size_t ours = sizeof head / sizeof *head;
-    char **all = calloc(ours + (size_t)count + 1, sizeof *all);
-    if (all == NULL)
-        refuse(call, "VGPU-HOST-004", "no memory is left to start the shim", "free some memory on the host");
-    memcpy(all, head, sizeof head);
-    for (int i = 1; i < count; i++)
-        all[ours + (size_t)i - 1] = arguments[i];
-    become(call, config->python, all);
+    require_trusted(call, &shim, config->shim);
 }
 
 int main(int count, char **arguments)
@@ -256,9 +228,12 @@ int main(int count, char **arguments)
     struct config config = {0};
     read_config(&call, &config);
     guard_against_loops(&call, config.runtime);
-    if (call.creates && call.id[0] != '\0' && bundle_may_ask(&call))
-        become_shim(&call, &config, count, arguments);
+    if (call.creates && call.id[0] != '\0' && bundle_may_ask(&call)) {
+        require_startable(&call, &config);
+        ask_shim(&call, &config);
+    }
     if (count > 0)
         arguments[0] = config.runtime; /* crun reads its name to know whether it is crun or krun */
-    become(&call, config.runtime, arguments);
+    execv(config.runtime, arguments);
+    cannot_start(&call, config.runtime, errno);
 }

@@ -102,12 +102,15 @@ def with_default(text: str, runtime: str, path: str = DEFAULT_PATH) -> str:
     return json_text.insert(text, root, root, "default-runtime", runtime)
 
 
-def outspoken(text: str, path: str = DEFAULT_PATH) -> str:
-    """`text` for one reload: dockerd keeps what it has where a key is missing, so both are there. Raises as `find`."""
+def outspoken(text: str, path: str = DEFAULT_PATH, *, default: bool = True) -> str:
+    """`text` for one reload: dockerd keeps what it has where a key is missing, so both are there. Raises as `find`.
+
+    default: False where a flag says the default runtime, since dockerd refuses a key beside it.
+    """
     root = json_text.parse(text, path)
     if root.get("runtimes") is None:
         text = json_text.insert(text, root, root, "runtimes", {})
-    return text if find(text, path).default else with_default(text, "runc", path)
+    return text if find(text, path).default or not default else with_default(text, "runc", path)
 
 
 def _only_ours_differs(text: str, original: str, found: Found, path: str) -> bool:

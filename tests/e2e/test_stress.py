@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import bundle
+from tests.harness import bundle, leftovers
 from tests.harness.bundle import Container
 from tests.harness.installed import Vgpu
 
@@ -54,16 +54,15 @@ def children(pid: int) -> Iterator[int]:
 
 
 def kill_starter(box: Container, starter: int) -> None:
-    """The process that is launcher, then shim, then runc."""
+    """The process that is launcher, then runc."""
     bundle.kill(starter)
 
 
-def kill_hook(box: Container, starter: int) -> None:
-    """The hook, if there is one at this moment."""
-    for pid in children(starter):
-        with contextlib.suppress(OSError):
-            if b"vgpu_hook" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                bundle.kill(pid)
+def kill_shim(box: Container, starter: int) -> None:
+    """The shim, which later is the hook that waits, if there is one at this moment: it is no child of the launcher."""
+    for words, pid in leftovers.processes(box.folder.parent):
+        if "vgpu_shim" in words and box.id in words:
+            bundle.kill(pid)
 
 
 def kill_children(box: Container, starter: int) -> None:
@@ -72,7 +71,7 @@ def kill_children(box: Container, starter: int) -> None:
         bundle.kill(pid)
 
 
-VICTIMS: list[Callable[[Container, int], None]] = [kill_starter, kill_hook, kill_children]
+VICTIMS: list[Callable[[Container, int], None]] = [kill_starter, kill_shim, kill_children]
 
 
 @pytest.mark.timeout(600)  # 200 starts that are killed, and 200 that must work

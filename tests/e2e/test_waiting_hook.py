@@ -45,11 +45,12 @@ def test_the_hook_that_waits_does_the_work(own_vgpu: Vgpu, c_tree: Path, tmp_pat
 def test_without_it_the_hook_is_started(own_vgpu: Vgpu, c_tree: Path, tmp_path: Path) -> None:
     package = own_vgpu.prefix / "lib/vgpu/python/oci_hook"
     text = (package / "standby.py").read_text()
-    assert "listener = _listen(" in text
-    (package / "standby.py").write_text(text.replace("listener = _listen(", "listener = _listen('/no such folder' + "))
+    assert "_listen(ledger.folder(" in text
+    (package / "standby.py").write_text(text.replace("_listen(ledger", "_listen('/no such folder' + ledger"))
     for compiled in (package / "__pycache__").glob("standby.*"):
         compiled.unlink()
-    (own_vgpu.prefix / "lib/vgpu/python/shim.pack").unlink()
+    for pack in ("shim.pack", "hook.pack"):
+        (own_vgpu.prefix / "lib/vgpu/python" / pack).unlink()
     result = start(own_vgpu, c_tree, tmp_path / "b")
     assert result.code == 0, result
     shutil.rmtree(tmp_path / "b")

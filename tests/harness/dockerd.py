@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,23 +68,31 @@ class Docker:
 
 
 @contextlib.contextmanager
-def running(folder: Path, runtimes: Mapping[str, Path], **settings: object) -> Iterator[Docker]:
+def running(
+    folder: Path,
+    runtimes: Mapping[str, Path],
+    engine: engines.Engine | None = None,
+    flags: Sequence[str] = (),
+    **settings: object,
+) -> Iterator[Docker]:
     """Starts a daemon whose files are all in `folder` (absent or empty), and ends it with every container it had.
-    settings: further keys of daemon.json, `default_runtime` as "default-runtime"."""
-    engine = engines.docker()
+
+    engine: another than the machine's release has. flags: further ones of dockerd. settings: further keys of
+    daemon.json, `default_runtime` as "default-runtime"."""
+    engine = engine or engines.docker()
     folder.mkdir(parents=True, exist_ok=True)
     before = leftovers.machine_folders()
     sockets = Path(tempfile.mkdtemp(prefix="vgpu-docker-"))
     docker = Docker(engine, folder, sockets)
     config = {
-        "runtimes": {name: {"path": str(path)} for name, path in runtimes.items()},
+        **({"runtimes": {name: {"path": str(path)} for name, path in runtimes.items()}} if runtimes else {}),
         "deprecated-key-path": str(folder / "key.json"),  # else it is written to /etc/docker
         **{key.replace("_", "-"): value for key, value in settings.items()},
     }
     docker.config.write_text(json.dumps(config, indent=4) + "\n")
     with open(folder / "dockerd.log", "ab") as log:
         daemon = subprocess.Popen(
-            _command(docker), env=engine.environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            [*_command(docker), *flags], env=engine.environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
     try:
         _wait_ready(docker, daemon)

@@ -18,13 +18,19 @@ DOCKER = ("docker.io", "containerd", "runc", "tini", "libdevmapper1.02.1")
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """folder: an unpacked tree with usr/bin and usr/sbin. Its programs must be started with `environment()`."""
+    """folder: an unpacked tree with usr/bin and usr/sbin. Its programs must be started with `environment()`.
+
+    fitted: they know where their libraries are (suites.py).
+    """
 
     folder: Path
+    fitted: bool = False
 
     def environment(self) -> dict[str, str]:
         """This process's environment with the engine's programs and libraries first."""
         path = f"{self.folder}/usr/bin:{self.folder}/usr/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
+        if self.fitted:
+            return {**os.environ, "PATH": path}
         libraries = ":".join(str(folder) for folder in sorted(self.folder.glob("usr/lib/*-linux-gnu")))
         libraries += "".join(f":{folder}" for folder in sorted(self.folder.glob("lib/*-linux-gnu")))
         return {**os.environ, "PATH": path, "LD_LIBRARY_PATH": libraries.strip(":")}
@@ -44,7 +50,7 @@ def docker() -> Engine:
         _unpack(DOCKER, partial)
         if missing := _missing_libraries(Engine(partial)):
             raise RuntimeError(f"dockerd needs {', '.join(missing)}: name their Debian packages in {__file__}")
-        _keep(partial, folder)
+        keep(partial, folder)
     return Engine(folder)
 
 
@@ -54,11 +60,12 @@ def prometheus() -> Engine:
     if not folder.exists():
         partial = folder.with_name(f"{folder.name}.{os.getpid()}")
         _unpack(("prometheus",), partial)
-        _keep(partial, folder)
+        keep(partial, folder)
     return Engine(folder)
 
 
-def _keep(partial: Path, folder: Path) -> None:
+def keep(partial: Path, folder: Path) -> None:
+    """Puts a finished tree in its place; whoever comes second takes what is there."""
     try:
         partial.rename(folder)
     except OSError:  # another run was quicker

@@ -198,6 +198,7 @@ def test_a_refusal_is_kept_and_frees_the_slice(container: Container) -> None:
     assert container.id not in container.vgpu.containers()
     kept = [failure for failure in container.vgpu.failures() if failure["id"] == container.id]
     assert [failure["code"] for failure in kept] == ["VGPU-DEP-001"]
+    assert (kept[0]["part"], kept[0]["bundle"]) == ("hook", str(container.bundle))
     assert [entry["event"] for entry in container.vgpu.audit() if entry["id"] == container.id] == ["fail"]
 
 

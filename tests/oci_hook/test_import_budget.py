@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -37,11 +38,11 @@ import sys
 sys.path.insert(0, sys.argv.pop(1))
 from oci_hook import shim
 import os
-def told(path, words):
+def told(call, code):
     print("\\n".join(sorted(sys.modules)))
     sys.stdout.flush()
-    os._exit(0)
-os.execv = told
+    os._exit(code)
+shim._answer = told
 sys.exit(shim.main(sys.argv[1:]))
 """
 
@@ -52,23 +53,13 @@ def vgpu(tmp_path: Path) -> Installed:
 
 
 def loaded(vgpu: Installed) -> set[str]:
-    """The modules at the moment when the shim becomes runc."""
+    """The modules at the moment when the shim lets the launcher become runc."""
     python = f"{vgpu.policy.prefix}/lib/vgpu/python"
     policy = f"{vgpu.policy.prefix}/etc/policy.json"
-    command = [PYTHON, "-I", "-S", "-E", "-c", PROBE, python, "--policy", policy, "--runtime", str(vgpu.runc)]
-    command += [
-        "--bundle",
-        str(vgpu.bundle),
-        "--config",
-        "config.json",
-        "--id",
-        "x1",
-        "--log",
-        "",
-        "--log-format",
-        "json",
-    ]
-    done = subprocess.run([*command, "--", "create"], capture_output=True, text=True, timeout=30, check=False)
+    command = [PYTHON, "-I", "-S", "-E", "-c", PROBE, python, "--policy", policy, "--bundle", str(vgpu.bundle)]
+    command += ["--config", "config.json", "--id", "x1", "--log", "", "--log-format", "json"]
+    command += ["--launcher", str(os.getpid()), "--answer", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 

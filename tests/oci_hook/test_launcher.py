@@ -22,7 +22,7 @@ def vgpu(tmp_path: Path) -> Installed:
 
 @pytest.fixture
 def no_shim(vgpu: Installed) -> Installed:
-    """Whoever reaches the shim here fails: its interpreter is one that does."""
+    """Whoever reaches the shim here fails: its interpreter is one that ends without a word."""
     conf = vgpu.base / "prefix/etc/launcher.conf"
     conf.write_text(conf.read_text().replace("/usr/bin/python3", "/bin/false"))
     return vgpu
@@ -86,8 +86,8 @@ def test_the_environment_is_passed_on_with_one_variable_added(no_shim: Installed
 )
 def test_what_may_be_a_request_goes_to_the_shim(no_shim: Installed, asking: dict[str, object]) -> None:
     no_shim.write_config(**asking)
-    assert no_shim.create().returncode == 1  # of /bin/false
-    assert no_shim.called() is None
+    line = refusal(no_shim, no_shim.create(), "VGPU-HOST-004")
+    assert "the shim ended before it had an answer" in line
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_what_may_be_a_request_goes_to_the_shim(no_shim: Installed, asking: dict
 def test_a_name_written_with_escapes_goes_to_the_shim(no_shim: Installed, text: str) -> None:
     no_shim.bundle.mkdir()
     (no_shim.bundle / "config.json").write_text(text)
-    assert no_shim.create().returncode == 1
+    assert no_shim.create().returncode == 5
 
 
 @pytest.mark.parametrize("file", ["hostname", "hosts", "resolv.conf"])
@@ -104,21 +104,21 @@ def test_dockers_labels_are_found_beside_any_of_its_three_files(no_shim: Install
     no_shim.write_config(labels=LABELS)
     text = (no_shim.bundle / "config.json").read_text().replace('/hosts"', f'/{file}"')
     (no_shim.bundle / "config.json").write_text(text)
-    assert no_shim.create().returncode == 1
+    assert no_shim.create().returncode == 5
     assert no_shim.create(container="another").returncode == 0  # not in a folder of that name: not its labels
 
 
 def test_what_cannot_be_looked_at_goes_to_the_shim(no_shim: Installed) -> None:
     no_shim.bundle.mkdir()
-    assert no_shim.create().returncode == 1  # no config.json
+    assert no_shim.create().returncode == 5  # no config.json
     os.mkfifo(no_shim.bundle / "config.json")
-    assert no_shim.create().returncode == 1  # and no waiting for a writer
+    assert no_shim.create().returncode == 5  # and no waiting for a writer
     (no_shim.bundle / "config.json").unlink()
     no_shim.write_config(labels={"a": "b"})
     docker = no_shim.base / f"docker/containers/{ID}/config.v2.json"
     docker.unlink()
     docker.mkdir()
-    assert no_shim.create().returncode == 1
+    assert no_shim.create().returncode == 5
 
 
 BUNDLE_FORMS = [
@@ -203,6 +203,19 @@ def test_a_runtime_that_cannot_be_started(vgpu: Installed) -> None:
     refusal(vgpu, vgpu.create(), "VGPU-HOST-004")
     vgpu.runc.unlink()
     refusal(vgpu, vgpu.create(), "VGPU-HOST-004")
+
+
+def test_an_interpreter_that_cannot_be_started(vgpu: Installed) -> None:
+    vgpu.write_config(labels=LABELS)
+    conf = vgpu.base / "prefix/etc/launcher.conf"
+    conf.write_text(conf.read_text().replace("/usr/bin/python3", "/no/python"))
+    assert "/no/python cannot be started" in refusal(vgpu, vgpu.create(), "VGPU-HOST-004")
+
+
+def test_a_shim_that_is_killed_is_told(vgpu: Installed) -> None:
+    vgpu.write_config(labels=LABELS)
+    (vgpu.base / "prefix/lib/vgpu/python/vgpu_shim.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
+    assert "the shim ended before it had an answer" in refusal(vgpu, vgpu.create(), "VGPU-HOST-004")
 
 
 def test_a_configuration_that_others_can_write_is_not_believed(vgpu: Installed) -> None:

@@ -15,6 +15,9 @@ from start_path import Installed, built_launcher, install
 from tests.harness import leftovers
 
 STATE = b'{"id":"x1"}'
+KILL = "import os; os.kill(int(sys.argv[sys.argv.index('--launcher') + 1]), 9)"
+EARLY = f"{KILL}\n"
+LATE = f"def late(call, code, answer=shim._answer):\n    {KILL}\n    return answer(call, code)\nshim._answer = late\n"
 PROGRAM = '#!/bin/sh\nfor word; do echo "$word"; done >"$OUT/words"\npwd >"$OUT/cwd"\ncat >"$OUT/state"\nexit 9\n'
 
 
@@ -49,6 +52,13 @@ class Call:
 
     def program_ran(self) -> bool:
         return (self.out / "state").exists()
+
+
+def wait_for_its_end(vgpu: Installed) -> None:
+    until = time.monotonic() + 10
+    while leftovers.processes(vgpu.base) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert leftovers.processes(vgpu.base) == []
 
 
 def _answer(listener: socket.socket, answer: bytes, heard: Callable[[bytes], None]) -> None:
@@ -103,7 +113,17 @@ def test_the_hook_that_waits_ends_with_a_runtime_that_never_calls_it(tmp_path: P
     vgpu: Installed = install(tmp_path)
     vgpu.write_config(labels={"vgpu.memory": "8GiB"})
     vgpu.create()  # its runc only writes down how it was called
-    until = time.monotonic() + 10
-    while leftovers.processes(vgpu.base) and time.monotonic() < until:
-        time.sleep(0.01)
-    assert leftovers.processes(vgpu.base) == []
+    wait_for_its_end(vgpu)
+
+
+@pytest.mark.parametrize(("moment", "events"), [(EARLY, ["deny"]), (LATE, ["allocate", "release"])])
+def test_a_launcher_that_was_killed_keeps_no_slice(tmp_path: Path, moment: str, events: list[str]) -> None:
+    """The shim is no child of it, and goes on; it notices before it places the container, or when it answers."""
+    vgpu = install(tmp_path)
+    vgpu.write_config(labels={"vgpu.memory": "8GiB"})
+    entry = vgpu.base / "prefix/lib/vgpu/python/vgpu_shim.py"
+    entry.write_text(entry.read_text().replace("sys.exit(shim.main", f"{moment}sys.exit(shim.main"))
+    assert vgpu.create().returncode == -9
+    wait_for_its_end(vgpu)
+    assert [entry["event"] for entry in vgpu.audit()] == events
+    assert vgpu.containers() == []

@@ -63,7 +63,7 @@ def install(prefix: Prefix, found: Sequence[Item], wanted: Wanted) -> bool:
         version.write(prefix, made, derived)
         config.write(prefix, text)
         switched = switch(prefix, made.home)
-        _put_units(made.home, wanted.units)
+        _put_units(prefix, made.home, wanted.units)
     if not switched and not missing:
         print(f"{prefix.path}: {made.home.name} is installed and in use already")
         return changes
@@ -173,13 +173,18 @@ def _say_plan(prefix: Prefix, made: version.Made, missing: int, text: str | None
         print(f"{prefix.path}: nothing to do: {made.home.name} is in use")
 
 
-def _put_units(home: Path, folder: str | None) -> None:
+def units(prefix: Prefix, home: Path) -> dict[str, bytes]:
+    """systemd's units of the version in `home`: name -> content, for this prefix."""
+    ours, system = str(prefix.path).encode(), layout.SYSTEM_PREFIX.encode()
+    found = sorted((home / "share/systemd").glob("*.service"))
+    return {unit.name: unit.read_bytes().replace(system, ours) for unit in found}
+
+
+def _put_units(prefix: Prefix, home: Path, folder: str | None) -> None:
     """systemd's units are put where it looks, and neither enabled nor started."""
     if folder is None:
         return
-    changed = [
-        layout.put(Path(folder, unit.name), unit.read_bytes()) for unit in sorted((home / "share/systemd").iterdir())
-    ]
+    changed = [layout.put(Path(folder, name), text) for name, text in units(prefix, home).items()]
     if any(changed) and shutil.which("systemctl") and os.path.isdir("/run/systemd/system"):
         message("vgpu: systemd's units changed: systemctl daemon-reload && systemctl try-restart 'vgpu-*'")
 

@@ -34,7 +34,12 @@ ENTRY = "lib/vgpu/cli/vgpu_cli.py"
 _HOT = "lib/vgpu/python/"
 _BACKEND, _SYSTEM_CALLS = f"{_HOT}_cffi_backend", f"{_HOT}oci_hook/_vgsys"
 _PARTS = ("bin", "lib", "share")
-_MADE = ("bin/vgpu", "lib/vgpu/python/shim.pack")  # at installation, with the interpreter's path or by it
+COMMANDS = {"bin/vgpu": "", "bin/vgpu-doctor": "doctor "}  # script -> the words it puts first
+PACKS = ("shim", "hook")
+_MADE = (
+    *COMMANDS,
+    *(f"lib/vgpu/python/{part}.pack" for part in PACKS),
+)  # at installation, with the interpreter's path or by it
 
 CLI_ENTRY = '''\
 """The operator's command of the version that this file is part of."""

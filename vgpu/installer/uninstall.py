@@ -18,6 +18,7 @@ from runtime_config import files, policy_file
 from runtime_config.engines import LAUNCHER_NAME, containerd, docker
 from vgpu import configure
 from vgpu.installer import config, layout, tenants, version
+from vgpu.installer.install import units
 from vgpu.installer.layout import CURRENT, LINKS, PREVIOUS, Prefix, Version
 from vgpu.installer.tenants import Tenant
 from vgpu.output import message
@@ -128,9 +129,9 @@ def _remove_units(prefix: Prefix, folder: str | None) -> None:
     current = prefix.home(CURRENT)
     if folder is None or current is None:
         return
-    for unit in sorted((current / "share/systemd").glob("*.service")):
-        placed = Path(folder, unit.name)
-        if placed.is_file() and placed.read_bytes() == unit.read_bytes():  # an admin's own stays
+    for name, text in units(prefix, current).items():
+        placed = Path(folder, name)
+        if placed.is_file() and placed.read_bytes() == text:  # an admin's own stays
             placed.unlink()
     layout.remove_empty(Path(folder))
 

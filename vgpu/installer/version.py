@@ -47,29 +47,22 @@ def make(prefix: Prefix, found: Sequence[Item], python: str, cli_python: str) ->
     """
     tag, found = source.for_interpreter(python, found)
     home = prefix.versions / f"{__version__}-{source.build_id(found, python, tag, cli_python, str(prefix.path))}"
-    command = f'exec {shlex.quote(cli_python)} -I {shlex.quote(f"{home}/{source.ENTRY}")} "$@"'
-    units = [_unit(item, prefix) for item in found if item.target.startswith("share/systemd/")]
-    rest = [item for item in found if not item.target.startswith("share/systemd/")]
+    command = f"exec {shlex.quote(cli_python)} -I {shlex.quote(f'{home}/{source.ENTRY}')}"
     items = [
-        *rest,
-        *units,
+        *found,
         *_compiled(found, home, python, _HOT),
         *_compiled(found, home, cli_python, _CLI),
-        Item("bin/vgpu", f"#!/bin/sh\n{command}\n".encode(), 0o755),
+        *(Item(name, f'#!/bin/sh\n{command} {first}"$@"\n'.encode(), 0o755) for name, first in source.COMMANDS.items()),
     ]
     files = {item.target: hashlib.sha256(item.data).hexdigest() for item in sorted(items, key=lambda item: item.target)}
     manifest = {"schema": layout.MANIFEST_SCHEMA, "version": __version__, "reads": READS, "files": files}
     return Made(home, tuple(items), f"{json.dumps(manifest, indent=1)}\n".encode(), python)
 
 
-def _unit(item: Item, prefix: Prefix) -> Item:
-    return Item(item.target, item.data.replace(layout.SYSTEM_PREFIX.encode(), str(prefix.path).encode()), item.mode)
-
-
 def _compiled(found: Sequence[Item], home: Path, python: str, below: str) -> Iterator[Item]:
     """The compiled form of the sources `below`, which is never checked against them: at a container's start that costs.
 
-    python: the interpreter that will run them. The shim's modules also come in one file.
+    python: the interpreter that will run them. The modules of shim and hook also come in one file each.
     """
     with tempfile.TemporaryDirectory(prefix="vgpu-install-") as stage:
         names = set()
@@ -86,7 +79,9 @@ def _compiled(found: Sequence[Item], home: Path, python: str, below: str) -> Ite
         _run([*command, *compiler, "-s", stage, "-p", target, stage])
         if below == _HOT:
             packer = next(item for item in found if item.target == source.PACKER)
-            yield Item(f"{below}shim.pack", _run([*command, "-S", "-E", "-", stage, target], packer.data))
+            for part in source.PACKS:
+                pack = _run([*command, "-S", "-E", "-", stage, target, part], packer.data)
+                yield Item(f"{below}{part}.pack", pack)
         for path in sorted(Path(stage).rglob("*")):
             if path.is_file() and path not in names:
                 yield Item(f"{below}{path.relative_to(stage)}", path.read_bytes())

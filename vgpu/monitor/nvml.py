@@ -10,6 +10,8 @@ import contextlib
 import ctypes
 import os
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -38,6 +40,17 @@ def library(policy: Policy) -> str:
             if one.role == "nvml":
                 return one.path
     return ""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuModes:
+    """compute_mode: as nvmlComputeMode_t has it, 0 is the default."""
+
+    index: int
+    uuid: str
+    mig: bool | None
+    compute_mode: int | None
+    persistence: bool | None
 
 
 class Nvml:
@@ -74,6 +87,32 @@ class Nvml:
             return tuple(self._gpu(index, processes) for index in range(self._nvml.nvmlDeviceGetCount()))
         except self._nvml.NVMLError as error:
             raise _refused(error) from None
+
+    def modes(self) -> tuple[GpuModes, ...]:
+        """What each GPU is set to; None where the driver does not say. Raises as the constructor."""
+        try:
+            return tuple(self._modes(index) for index in range(self._nvml.nvmlDeviceGetCount()))
+        except self._nvml.NVMLError as error:
+            raise _refused(error) from None
+
+    def _modes(self, index: int) -> GpuModes:
+        nvml = self._nvml
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+
+        def told(ask: Callable[[Any], Any]) -> Any:
+            try:
+                return ask(handle)
+            except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NoPermission):
+                return None
+
+        mig, mode = told(nvml.nvmlDeviceGetMigMode), told(nvml.nvmlDeviceGetPersistenceMode)
+        return GpuModes(
+            index=index,
+            uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+            mig=None if mig is None else bool(mig[0]),
+            compute_mode=told(nvml.nvmlDeviceGetComputeMode),
+            persistence=None if mode is None else bool(mode),
+        )
 
     def _gpu(self, index: int, processes: Processes) -> GpuTruth:
         nvml = self._nvml
