@@ -101,9 +101,7 @@ def install(node: Node, options: argparse.Namespace) -> None:
     python = f"{environment}/bin/python"
     common = ("--prefix", node.prefix, "--python", node.python, "--cli-python", python)
     node.run(python, "-I", "-m", "vgpu", "install", *common, *options.arguments)
-    vgpu = f"{node.prefix}/bin/vgpu"
-    node.run(vgpu, "inventory", "--refresh")
-    _configure(node, options)
+    _configure(node, options)  # GPUs are looked for when the first container asks: a pod may not open them
 
 
 def uninstall(node: Node, options: argparse.Namespace) -> None:
@@ -140,8 +138,10 @@ def wait() -> None:
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="install vgpu on a node")
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """What stands after `--` is not ours: argparse would take it apart."""
+    at = list(arguments).index("--") if "--" in arguments else len(arguments)
+    parser = argparse.ArgumentParser(prog="node.py", description="install vgpu on a node", epilog="-- more for vgpu")
     parser.add_argument("verb", choices=("install", "uninstall", "wait"))
     parser.add_argument("--host", type=Path, default=Path("/host"), help="the node's root in this container")
     parser.add_argument("--prefix", default="/opt/vgpu", help="on the node")
@@ -150,8 +150,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", choices=("containerd", "docker", "none"), default="containerd")
     parser.add_argument("--engine-config", default="", help="the engine's file on the node, if not the usual one")
     parser.add_argument("--restart", action="store_true", help="restart the engine where its file was changed")
-    parser.add_argument("arguments", nargs="*", help="after --: more for vgpu install or uninstall")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(arguments[:at])
+    options.arguments = list(arguments[at + 1 :])
+    return options
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse(arguments)
     node = Node(options.host, options.prefix, options.environments, options.python)
     try:
         if options.verb == "wait":
@@ -167,4 +172,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
