@@ -55,6 +55,12 @@ def test_every_elf_file_finds_what_it_needs(made: wheels.Made) -> None:
     assert not any(data[:4] == b"\x7fELF" for data in found[1].files.values())  # a source archive has none
 
 
+def test_an_architecture_that_is_not_built_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"VGPU-HOST-008: no build for 'riscv64'; to mend it: VGPU_ARCH=") as caught:
+        wheels.build(tmp_path, environment={"VGPU_ARCH": "riscv64"})
+    assert "Traceback" not in str(caught.value)
+
+
 @pytest.mark.slow
 def test_its_command_works_in_an_environment_of_its_own(programs: Path, tmp_path: Path) -> None:
     version = run(programs / "vgpu", "version")
