@@ -74,6 +74,25 @@ def test_its_command_works_in_an_environment_of_its_own(programs: Path, tmp_path
     assert simulated.returncode == 0 and "binpack" in simulated.stdout, simulated
 
 
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+for name in ("oci_hook", "libcuda_wrap", "runtime_config", "vgpu"):
+    package = importlib.import_module(name)
+    for found in pkgutil.walk_packages(package.__path__, name + "."):
+        if not found.name.endswith("__main__"):
+            importlib.import_module(found.name)
+            print(found.name)
+"""
+
+
+@pytest.mark.slow
+def test_every_module_finds_what_it_imports(programs: Path) -> None:
+    """Of the declared dependencies alone: what only the tests' environment has is missing here."""
+    done = run(programs / "python", "-I", "-c", IMPORT_ALL)
+    assert done.returncode == 0, done
+    assert {"vgpu.cli", "oci_hook._vgsys", "vgpu.monitor.exporter"} <= set(done.stdout.split())
+
+
 @pytest.fixture
 def from_wheel(programs: Path, e2e_folder: Path, needs_root: None) -> Iterator[Vgpu]:
     """vgpu installed by the wheel's own command, before runc."""
