@@ -85,7 +85,7 @@ class GpuQuota:
 def ffi() -> Any:
     """The types of both headers. Preprocessor lines and assertions go; array sizes are put in."""
     types = cffi.FFI()
-    for name in ("vgw_quota.h", "vgw_usage.h"):
+    for name in ("vgw_quota.h", "vgw_usage.h", "vgw_share.h"):
         text = (_INCLUDE / name).read_text("utf-8")
         text = re.sub(r"_Static_assert\(.*?\);\n", "", text, flags=re.DOTALL)
         text = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
