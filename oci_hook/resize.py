@@ -246,6 +246,12 @@ class LiveQuota:
             wide[quota_file.GENERATION_AT // 8] += 1
             return wide[quota_file.GENERATION_AT // 8]
 
+    def charge(self, number: int, permille: int, until_s: int) -> None:
+        """What the container's GPU `number` is charged of what is measured, until then (CLOCK_BOOTTIME, seconds)."""
+        with memoryview(self._map) as raw, raw.cast("I") as narrow:
+            at = (quota_file.gpu_at(number) + quota_file.CHARGE_AT) // 4
+            narrow[at], narrow[at + 1] = permille, until_s
+
     def tell_neighbours(self, state_dir: str, allocation: Allocation) -> None:
         """What is kept for the container, and whether it borrows, as its neighbours see it. Raises HostError."""
         try:

@@ -11,6 +11,9 @@
 #define BORROW_NS 5000000 /* borrowed tokens are kept up to here: what is given back late is little */
 #define GPU_BITS  4u
 
+#define CHARGE_LEAST 250u /* permille, whatever the host has found out: LEAST, MOST of vgpu/monitor/calibrate.py */
+#define CHARGE_MOST  2000u
+
 uint64_t vgw_now_ns(void)
 {
     struct timespec now = {0, 0};
@@ -86,8 +89,16 @@ bool vgw_bucket_borrow(unsigned gpu)
 
 uint64_t vgw_bucket_tokens(unsigned gpu, uint64_t gpu_ns)
 {
-    const uint32_t permille = __atomic_load_n(&vgw_quota->gpus[gpu].charge_permille, __ATOMIC_RELAXED);
-    return permille == 0 ? gpu_ns : gpu_ns * permille / 1000;
+    const struct vgw_quota_gpu *quota = &vgw_quota->gpus[gpu];
+    uint64_t permille = __atomic_load_n(&quota->charge_permille, __ATOMIC_RELAXED);
+    struct timespec now = {0, 0};
+    if (permille == 0)
+        return gpu_ns;
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    if (now.tv_sec >= (time_t)__atomic_load_n(&quota->charge_until_s, __ATOMIC_RELAXED))
+        return gpu_ns; /* the monitor has stopped: what is measured is what counts */
+    permille = permille < CHARGE_LEAST ? CHARGE_LEAST : permille > CHARGE_MOST ? CHARGE_MOST : permille;
+    return gpu_ns * permille / 1000;
 }
 
 void vgw_bucket_owe(unsigned gpu, uint64_t tokens, uint64_t since_ns)
