@@ -1,7 +1,7 @@
 """Asked by the launcher before it becomes runc: a container that wants a slice gets a place, a folder and our hooks in
 its config.json, or is refused. Then this process stays, and is the container's hook (standby.py).
 
-    vgpu_shim.py --policy P --bundle B --config C --id I --log L --log-format F --launcher PID --answer FD
+    vgpu_shim.py --policy P --runtime R --bundle B --config C --id I --log L --log-format F --launcher PID --answer FD
 
 The launcher (launcher/shim.c) has read the engine's arguments (launcher/call.c); they are read in one place only. It is
 process PID, and becomes the runtime when it reads a zero from the socket FD; any other number is its exit code.
@@ -38,7 +38,9 @@ from oci_hook.values import TYPE_CHECKING, dataclass, replace
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_OPTIONS = ("--policy", "--bundle", "--config", "--id", "--log", "--log-format", "--launcher", "--answer")
+_OPTIONS = (
+    "--policy", "--runtime", "--bundle", "--config", "--id", "--log", "--log-format", "--launcher", "--answer"
+)  # fmt: skip
 _REFRESH_TIMEOUT_S = 30.0
 _NO_DOCKER = Docker()
 
@@ -48,6 +50,7 @@ class Call:
     """What the launcher hands over. log: "" for none. launcher: its pid, and soon the runtime's. answer: descriptor."""
 
     policy: str
+    runtime: str
     bundle: str
     config: str
     id: str
@@ -147,6 +150,9 @@ def _give(
             "the launcher was killed before the container had a place",
             remedy="start the container again",
         )
+    if not os.access(call.runtime, os.X_OK):
+        gone = f"{call.runtime} cannot be started: it is missing or must not be executed"
+        raise HostError("VGPU-HOST-004", gone, remedy="install it, or name another in launcher.conf")
     have = inventory_now(settings)
     placed, mounts = grant(settings, call.id, docker, asked, have, creator)
     try:
@@ -341,8 +347,8 @@ def _call(argv: Sequence[str]) -> Call | None:
     names, values = argv[::2], argv[1::2]
     if tuple(names) != _OPTIONS or len(values) != len(names) or not all(map(str.isdecimal, values[-2:])):
         return None
-    policy_path, folder, config, container, log, log_format, launcher, answer = values
-    return Call(policy_path, folder, config, container, log, log_format, int(launcher), int(answer))
+    policy_path, runtime, folder, config, container, log, log_format, launcher, answer = values
+    return Call(policy_path, runtime, folder, config, container, log, log_format, int(launcher), int(answer))
 
 
 def _tell(call: Call, line: str) -> None:
