@@ -250,6 +250,10 @@ def _apply(
     if os.path.samestat(os.fstat(root), os.stat("/")):
         raise _bad_bundle(os.path.dirname(inside.root), "names the host's own root")
     container = mounts.Container(root, host_devices)
+    if plan.hidden:
+        from oci_hook import hide  # only a container that came by way of `direct` has them
+
+        hide.hide(container, plan.hidden)
     found = prepared.found(root, inside, container.info) if prepared else None
     if found is None:
         found = _preflight(RootView(root), plan, inside.env, inside.cwd)
@@ -291,10 +295,14 @@ def _say(line: str) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`prestart|poststop --policy PATH`, the state on standard input. Returns the exit code."""
-    if len(argv) != 3 or argv[0] not in ("prestart", "poststop") or argv[1] != "--policy":
-        _say("usage: vgpu_hook.py prestart|poststop --policy PATH, with the container's state on standard input")
+    """`prestart|poststop|direct --policy PATH`, the state on standard input. Returns the exit code."""
+    if len(argv) != 3 or argv[0] not in ("prestart", "poststop", "direct") or argv[1] != "--policy":
+        _say("usage: vgpu_hook.py prestart|poststop|direct --policy PATH, with the container's state on standard input")
         return 2
+    if argv[0] == "direct":
+        from oci_hook import direct  # nothing of it is needed where the shim was before
+
+        return direct.main(argv[2])
     return _prestart(argv[2]) if argv[0] == "prestart" else _poststop(argv[2])
 
 

@@ -32,6 +32,7 @@ int vgs_open_tree(int dir, const char *path, unsigned int flags);
 int vgs_mount_setattr(int mount, uint64_t set, uint64_t propagation);
 int vgs_move_mount(int mount, int target);
 int vgs_setns(int fd, int kind);
+int vgs_unmount(int fd);
 int vgs_ended(int pidfd);
 int64_t vgs_mount_id(int fd);
 """
@@ -40,12 +41,14 @@ SOURCE = r"""
 #include <errno.h>
 #include <poll.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 /* Since Linux 5.0 new system calls have one number on all architectures that we build for (x86-64, arm64). */
 enum { NR_OPEN_TREE = 428, NR_MOVE_MOUNT = 429, NR_OPENAT2 = 437, NR_MOUNT_SETATTR = 442 };
 enum { EMPTY_PATH = 0x1000, MOVE_FROM_EMPTY_PATH = 0x04, MOVE_TO_EMPTY_PATH = 0x40, STATX_WANT_MOUNT_ID = 0x1000 };
+enum { DETACH = 2 };
 
 static int vgs_openat2(int dir, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve)
 {
@@ -72,6 +75,14 @@ static int vgs_move_mount(int mount, int target)
 static int vgs_setns(int fd, int kind)
 {
     return (int)syscall(SYS_setns, fd, kind);
+}
+
+/* A mount has no call of its own that takes it away by descriptor; the link in /proc leads to just that mount. */
+static int vgs_unmount(int fd)
+{
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    return (int)syscall(SYS_umount2, path, DETACH);
 }
 
 /* 1 when the process has ended (a zombie too), 0 while it runs. */

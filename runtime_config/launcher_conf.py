@@ -36,6 +36,15 @@ def set_runtime(prefix: str, runtime: str) -> bool:
     return True
 
 
+def python_of(prefix: str) -> str:
+    """The interpreter of shim and hook. Raises VGPU-CFG-001."""
+    file = files.read(path_in(prefix))
+    for line in files.decode(file).splitlines():
+        if line.startswith("python="):
+            return line.removeprefix("python=")
+    raise HostError("VGPU-CFG-001", f"{file.path} names no python", remedy="install vgpu again with its install.py")
+
+
 def check_runtime(runtime: str, prefix: str) -> None:
     """Is there a program at `runtime` that is not our own launcher? Raises VGPU-CFG-003."""
     try:
