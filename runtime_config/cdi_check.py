@@ -78,6 +78,9 @@ def _wrong(spec: Spec, driver: str, root: str) -> Iterator[tuple[str, str]]:
     for hook in hooks:
         if not os.access(root + hook, os.X_OK):
             yield GONE, f"its hook {hook} is not a program, so no container with such a device starts"
+    scripts = {script for one in edits for script in one.scripts if not os.path.exists(root + script)}
+    for script in sorted(scripts):
+        yield GONE, f"its hook {script} is not there, so no container with such a device starts"
     for one in edits:
         yield from ((GONE, what) for what in _nodes(one, root))
 
