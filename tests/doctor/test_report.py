@@ -147,7 +147,7 @@ def test_nothing_is_changed_by_looking(here: Installation) -> None:
         }
 
     before = everything()
-    assert doctor(here).returncode in (0, 1)
+    doctor(here)
     assert everything() == before
 
 
