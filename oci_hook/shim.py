@@ -21,6 +21,7 @@ from oci_hook import (
     fastjson,
     inventory,
     ledger,
+    nvidia,
     placement,
     plan,
     policy,
@@ -35,7 +36,7 @@ from oci_hook.records import Allocation, DeviceFile, Inventory, Placement, Plan,
 from oci_hook.values import TYPE_CHECKING, dataclass, replace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 _OPTIONS = ("--policy", "--bundle", "--config", "--id", "--log", "--log-format", "--launcher", "--answer")
 _REFRESH_TIMEOUT_S = 30.0
@@ -151,7 +152,11 @@ def _give(
     try:
         words = {name: text for name, text in labels.items() if name.startswith("vgpu.")}
         script = f"{settings.prefix}/lib/vgpu/python/vgpu_hook.py"
-        bundle.edit(_hooks(call, settings, script), script, words, _nodes(have, placed))
+        if nvidia.is_here(bundle.spec, settings.runtime):
+            names = {mount.target for mount in mounts.mounts if mount.where == "library"}
+            memory = min(part.memory_bytes for part in placed.slices)
+            nvidia.settle(bundle.spec, settings.runtime, names, memory, _nodes(plan.others(have, placed)))
+        bundle.edit(_hooks(call, settings, script), script, words, _nodes(plan.devices(have, placed)))
         bundle.write()
     except BaseException:
         _take_back(settings, call.id, creator, "the bundle cannot be edited")
@@ -239,10 +244,11 @@ def _take_back(settings: Policy, container: str, creator: Process, why: str) -> 
 
 
 def _hooks(call: Call, settings: Policy, script: str) -> dict[str, tuple[str, ...]]:
-    """stage -> command. Prestart goes by way of vgpu-hook, which knows the process that `standby` leaves behind."""
+    """stage -> command. The first goes by way of vgpu-hook, which knows the process that `standby` leaves behind."""
     python, end = (sys.executable, "-I", "-S", "-E", script), ("--policy", call.policy)
     waiting = (f"{settings.prefix}/bin/vgpu-hook", ledger.folder(settings.state_dir, call.id))
-    return {"prestart": (*waiting, *python, "prestart", *end), "poststop": (*python, "poststop", *end)}
+    # not prestart: a runtime below ours may add hooks to that which mount, and they would be the last
+    return {"createRuntime": (*waiting, *python, "prestart", *end), "poststop": (*python, "poststop", *end)}
 
 
 class Refused(PlacementError):
@@ -311,10 +317,10 @@ def _refresh(settings: Policy) -> None:
         time.sleep(0.01)
 
 
-def _nodes(have: Inventory, placed: Placement) -> list[Node]:
-    """The device nodes for the spec. Raises HostError VGPU-HOST-002 if one is not a character device any more."""
+def _nodes(devices: Iterable[DeviceFile]) -> list[Node]:
+    """Those that are nodes, for the spec. Raises HostError VGPU-HOST-002 if one is not a character device any more."""
     nodes = []
-    for device in plan.devices(have, placed):
+    for device in devices:
         if device.kind != "node":
             continue
         try:
