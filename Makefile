@@ -5,6 +5,7 @@
 # make bench   what a start costs, beside plain runc, and what a call costs, beside the driver alone
 # make storm   64 processes on one quota, killed at random, for 5 minutes
 # make gpu-check   on a machine with a GPU: does the slice hold, and what does it cost? Needs no Docker, no network
+# make bench-preflight   what the check of an image costs at its start
 # make bench-share   how exactly a compute share is held
 # make wheel   wheel and source archive in dist/, checked, with their bills of materials (also: make sbom)
 # make reproducible   two builds as different as can be: are the bytes the same?
@@ -20,7 +21,7 @@ CC_CLIENT := $(PYTHON) -m ziglang cc -target $(shell uname -m)-linux-gnu.2.17 -O
 C_FILES = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h' | grep -v /generated/)
 PARTS := build/.launcher build/.python build/.wrapper build/.sim build/fixtures/cuda_client
 
-.PHONY: demo test lint build bench bench-wrapper bench-share bench-placement storm gpu-check wheel sbom reproducible images-context chart artefacts-test clean
+.PHONY: demo test lint build bench bench-wrapper bench-preflight bench-share bench-placement storm gpu-check wheel sbom reproducible images-context chart artefacts-test clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -57,6 +58,9 @@ storm: build
 # with whatever Python there is: nothing is installed there
 gpu-check:
 	@PYTHON=$$([ -x $(PYTHON) ] && echo $(PYTHON) || echo python3); PYTHONPATH=. $$PYTHON -m benchmarks.gpu_check
+
+bench-preflight: build
+	$(PYTHON) -m benchmarks.preflight
 
 bench-share: build
 	$(PYTHON) -m benchmarks.share
