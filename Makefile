@@ -8,6 +8,8 @@
 # make bench-share   how exactly a compute share is held
 # make wheel   wheel and source archive in dist/, checked, with their bills of materials (also: make sbom)
 # make reproducible   two builds as different as can be: are the bytes the same?
+# make images-context   dist/images, from which the container images are built without a network
+# make chart   the Helm chart, rendered by Helm itself into packaging/kubernetes, linted and tested
 # make artefacts-test   what takes too long for make test: pip builds the source archive in a clean environment
 # make bench-placement  placement policies on simulated clusters, bit for bit as committed
 # Each sets up what it needs: see packaging/bootstrap.sh.
@@ -18,7 +20,7 @@ CC_CLIENT := $(PYTHON) -m ziglang cc -target $(shell uname -m)-linux-gnu.2.17 -O
 C_FILES = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h' | grep -v /generated/)
 PARTS := build/.launcher build/.python build/.wrapper build/.sim build/fixtures/cuda_client
 
-.PHONY: demo test lint build bench bench-wrapper bench-share bench-placement storm gpu-check wheel sbom reproducible artefacts-test clean
+.PHONY: demo test lint build bench bench-wrapper bench-share bench-placement storm gpu-check wheel sbom reproducible images-context chart artefacts-test clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -34,6 +36,7 @@ lint: .venv/.bootstrapped
 	$(PYTHON) -m mypy -p tests.harness -p tests.e2e -p benchmarks
 	MYPYPATH=. $(PYTHON) -m mypy packaging/install.py packaging/demo.py
 	MYPYPATH=.:packaging $(PYTHON) -m mypy -p artefacts
+	$(PYTHON) -m mypy packaging/images/node.py packaging/images/slice.py
 	clang-format --dry-run -Werror $(C_FILES)
 	$(PYTHON) -m libcuda_wrap.gen --check
 	$(PYTHON) -m vgpu.doctor.manual --check
@@ -76,7 +79,18 @@ sbom: .venv/.bootstrapped
 reproducible: .venv/.bootstrapped
 	$(ARTEFACTS).reproducible --fresh
 
-artefacts-test: build
+images-context: wheel
+	$(ARTEFACTS).context dist/images --wheel dist/*.whl
+
+.venv/.charts: pyproject.toml | .venv/.bootstrapped
+	$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[charts]'
+	@touch $@
+
+chart: .venv/.charts
+	$(ARTEFACTS).manifests
+	VGPU_LONG_TESTS=1 $(PYTHON) -m pytest tests/artefacts/test_chart.py tests/artefacts/test_manifests.py
+
+artefacts-test: build .venv/.charts
 	VGPU_LONG_TESTS=1 $(PYTHON) -m pytest tests/artefacts
 
 clean:

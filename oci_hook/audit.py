@@ -111,9 +111,10 @@ def failure(state_dir: str, container: str, error: VgpuError, **facts: str) -> N
 
 
 def bug(state_dir: str, container: str, error: BaseException, **facts: str) -> None:
-    """As `failure`, of what nobody has foreseen; code "bug"."""
+    """As `failure`, of what nobody has foreseen."""
     said = f"{type(error).__name__}: {error}"
-    _keep(state_dir, container, "bug", said, "report it, with this message", time.time_ns(), facts)
+    remedy = "report it, with what `vgpu doctor bundle` writes"
+    _keep(state_dir, container, "VGPU-BUG-001", said, remedy, time.time_ns(), facts)
 
 
 def silent(state_dir: str, container: str, began_ns: int, error: VgpuError, **facts: str) -> None:

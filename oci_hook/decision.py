@@ -104,7 +104,15 @@ def ended(policy: Policy, allocation: Allocation, sequence: int, event: str, **f
 
 
 def _note_silence(policy: Policy, allocation: Allocation) -> None:
-    """A start that never came to its end, and of which nobody could say why: that alone is kept then."""
+    error, part = silence(policy, allocation)
+    audit.silent(
+        policy.state_dir, allocation.id, allocation.created_ns, error, name=allocation.name, image=allocation.image,
+        part=part,
+    )  # fmt: skip
+
+
+def silence(policy: Policy, allocation: Allocation) -> tuple[HostError, str]:
+    """A start that is dead, of which nobody could say why: all that is known then, and whose part it was in."""
     begun = os.path.lexists(f"{ledger.folder(policy.state_dir, allocation.id)}/{audit.BEGUN}")
     where = "while its hook was at work" if begun else "before its hook was called"
     look = "`dmesg`: was a hook killed, for memory or after 10 s?" if begun else "its message has the runtime's reason"
@@ -113,7 +121,4 @@ def _note_silence(policy: Policy, allocation: Allocation) -> None:
         f"the start of container {shown(allocation.id)} ended {where}, and nobody said why",
         remedy=f"look into the engine's log ({look}), then start the container again",
     )
-    audit.silent(
-        policy.state_dir, allocation.id, allocation.created_ns, error, name=allocation.name, image=allocation.image,
-        part="hook" if begun else "runtime",
-    )  # fmt: skip
+    return error, "hook" if begun else "runtime"

@@ -101,7 +101,8 @@ class Policy:
     driver_spec: a CDI spec that names the driver's files and devices, "": they are looked for below driver_root.
     vgpu_command: absolute path of the operator's command, for remedies and a refresh of the inventory.
     weights: of the policies that `weighted` mixes. max_slices: containers on one GPU. record_labels: which labels of a
-    container are kept beside those that quotas name.
+    container are kept beside those that quotas name. sick_xids: after which critical errors of the driver's a GPU takes
+    no new container.
     """
 
     NESTED: ClassVar = {"quotas": Quota}
@@ -126,6 +127,7 @@ class Policy:
     quotas: tuple[Quota, ...] = ()
     max_slices: int | None = None
     record_labels: tuple[str, ...] = ("team", "user", "project")
+    sick_xids: tuple[int, ...] = (48, 62, 64, 74, 79, 95, 119, 120, 140)
     schema: int = SCHEMA
 
 

@@ -227,15 +227,12 @@ _Noreturn void cannot_start(const struct call *call, const char *program, int er
     refuse_path(call, "VGPU-HOST-004", program, why, "install it, or name another in launcher.conf");
 }
 
-/* What would fail after the shim has given out a slice fails before. */
-static void require_startable(const struct call *call, const struct config *config)
+static void require_shim(const struct call *call, const char *path)
 {
     struct stat shim;
-    if (access(config->runtime, X_OK) != 0)
-        cannot_start(call, config->runtime, errno);
-    if (stat(config->shim, &shim) != 0) /* the interpreter's own error would be lost */
-        refuse_path(call, "VGPU-HOST-004", config->shim, "is missing or cannot be opened", "install vgpu again");
-    require_trusted(call, &shim, config->shim);
+    if (stat(path, &shim) != 0) /* the interpreter's own error would be lost */
+        refuse_path(call, "VGPU-HOST-004", path, "is missing or cannot be opened", "install vgpu again");
+    require_trusted(call, &shim, path);
 }
 
 int main(int count, char **arguments)
@@ -245,7 +242,7 @@ int main(int count, char **arguments)
     read_config(&call, &config);
     guard_against_loops(&call, config.runtime);
     if (call.creates && call.id[0] != '\0' && bundle_may_ask(&call)) {
-        require_startable(&call, &config);
+        require_shim(&call, config.shim);
         ask_shim(&call, &config);
     }
     if (count > 0)

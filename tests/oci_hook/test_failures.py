@@ -63,7 +63,7 @@ def test_a_bug_is_kept_as_one(vgpu: Installed) -> None:
     source.write_text(source.read_text().replace("rooms = rooms_for(", "rooms = 1 / 0, rooms_for("))
     assert vgpu.create().returncode == 1
     found = kept(vgpu)
-    assert (found["code"], "ZeroDivisionError" in found["message"]) == ("bug", True)
+    assert (found["code"], "ZeroDivisionError" in found["message"]) == ("VGPU-BUG-001", True)
 
 
 def ended_runtime(vgpu: Installed) -> None:

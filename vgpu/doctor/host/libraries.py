@@ -77,9 +77,19 @@ def closure(host: Host) -> Iterator[Result]:
     finally:
         os.close(fd)
     for trouble in troubles:
-        remedy = trouble.remedy.replace("in the image", "on the host").replace("to the image", "to the host")
-        yield found("VGPU-DRV-007", "driver's libraries", trouble.text.replace("the image", "the host"), remedy=remedy)
+        yield found("VGPU-DRV-007", "driver's libraries", _of_host(trouble.text), remedy=_of_host(trouble.remedy))
     yield Seen(f"{len(have.libraries) + len(have.wrapper)} libraries find what they need")
+
+
+def _of_host(text: str) -> str:
+    """What is said of an image, said of this host."""
+    for image, host in (
+        ("in the image", "on the host"),
+        ("the image's", "the host's"),
+        ("to the image", "to the host"),
+    ):
+        text = text.replace(image, host)
+    return text
 
 
 def layouts(host: Host) -> Iterator[Result]:

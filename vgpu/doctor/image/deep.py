@@ -30,14 +30,14 @@ def examine(root: Root, view: preflight.Image | None, ours: set[str], at: At) ->
     for count, path in enumerate(root.files()):
         if count % 100 == 0:
             at(path)
-        names[os.path.basename(path)].append(path)
         try:
             facts = root.elf(path)
         except ElfError:
             continue
         if facts is not None and facts.machine == view.machine:
             files[path] = facts
-            if facts.soname:
+            names[os.path.basename(path)].append(path)
+            if facts.soname not in ("", os.path.basename(path)):
                 names[facts.soname].append(path)
     lacking: dict[tuple[str, str], list[Problem]] = defaultdict(list)
     for count, (path, facts) in enumerate(files.items()):
