@@ -13,6 +13,7 @@
 # make chart   the Helm chart, rendered by Helm itself into packaging/kubernetes, linted and tested
 # make artefacts-test   what takes too long for make test: pip builds the source archive in a clean environment
 # make bench-placement  placement policies on simulated clusters, bit for bit as committed
+# make matrix  other versions of engines and runtimes, really run: docs/compatibility.md (minutes; not part of make test)
 # Each sets up what it needs: see packaging/bootstrap.sh.
 
 PYTHON := .venv/bin/python
@@ -21,7 +22,7 @@ CC_CLIENT := $(PYTHON) -m ziglang cc -target $(shell uname -m)-linux-gnu.2.17 -O
 C_FILES = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h' | grep -v /generated/)
 PARTS := build/.launcher build/.python build/.wrapper build/.sim build/fixtures/cuda_client
 
-.PHONY: demo test lint build bench bench-wrapper bench-preflight bench-share bench-placement storm gpu-check wheel sbom reproducible images-context chart artefacts-test clean
+.PHONY: matrix demo test lint build bench bench-wrapper bench-preflight bench-share bench-placement storm gpu-check wheel sbom reproducible images-context chart artefacts-test clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -51,6 +52,14 @@ bench: build
 
 bench-wrapper: .venv/.bootstrapped
 	$(PYTHON) -m benchmarks.wrapper
+
+# what it downloads stays below build/; whose tests are marked `matrix` is named here
+MATRIX_TESTS := tests/e2e/test_engine_versions.py tests/e2e/test_runtime_versions.py tests/e2e/test_beside_nvidia_toolkit.py \
+	tests/e2e/test_cri_handler.py tests/runtime_config/test_engine_containerd.py tests/vgpu/test_configure_containerd.py
+matrix: build
+	rm -f build/matrix.jsonl
+	VGPU_MATRIX=build/matrix.jsonl $(PYTHON) -m pytest $(MATRIX_TESTS)
+	$(PYTHON) -m runtime_config.matrix build/matrix.jsonl
 
 storm: build
 	$(PYTHON) -m benchmarks.storm
