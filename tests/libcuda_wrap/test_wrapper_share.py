@@ -40,7 +40,7 @@ def holds(box: Box, share: int, seconds: float = WINDOW_S) -> None:
 @pytest.mark.parametrize(
     ("kind", "us", "share"),
     [("flood", 10, 30), ("flood", 1000, 50), ("flood", 15000, 30), ("sync", 20000, 30), ("sync", 20000, 50),
-     ("graph", 1000, 30), ("streams", 500, 50)],
+     ("graph", 1000, 30), ("streams", 500, 50), ("fill", 2000, 40)],
 )  # fmt: skip
 def test_the_share_holds(plain_box: Box, kind: str, us: int, share: int) -> None:
     plain_box.fresh(part(0, GIB, share))
