@@ -223,18 +223,23 @@ def owner_returns(made: Sequence[Box]) -> dict[str, Any]:
         back = watch(made, 1.0, lambda: None, 0.01)
     finally:
         end(made)
-    return {"borrowed_percent": round(statistics.fmean(idle[0]), 1), "returned_ms": settled_ms(back[1], 70, 1 / len(back[1])),
-            "idle_ticks": len(idle[0]), "tick_ms": round(1000 / len(back[1]), 2), "percent": [[round(each, 1) for each in [*a, *b]] for a, b in zip(idle, back, strict=True)]}  # fmt: skip
+    return {
+        "borrowed_percent": round(statistics.fmean(idle[0]), 1),
+        "returned_ms": settled_ms(back[1], 70, 1 / len(back[1])),
+        "idle_ticks": len(idle[0]),
+        "tick_ms": round(1000 / len(back[1]), 2),
+        "percent": [[round(each, 1) for each in [*a, *b]] for a, b in zip(idle, back, strict=True)],
+    }
 
 
 def measure(folder: Path, quick: bool) -> dict[str, Any]:
     made = boxes(folder, 4)
     shares = (30, 70) if quick else SHARES
-    loads = {name: LOADS[name] for name in (("forever", "sync") if quick else LOADS)}
+    loads = {name: replace(LOADS[name], seconds=1.5) for name in ("forever", "sync")} if quick else LOADS
     one, four = [], []
     for name, load in loads.items():
         for share in shares:
-            found = run(made[:1], [share], replace(load, seconds=1.5) if quick else load, 0.5)[0]
+            found = run(made[:1], [share], load, 0.5)[0]
             one.append({"load": name, "share": share, "window_s": load.window_s, **found})
     more = [] if quick else [(f"{name}, monitor", replace(LOADS[name], monitor=True)) for name in MONITORED]
     for name, load in [*loads.items(), *more]:
