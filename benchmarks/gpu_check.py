@@ -201,11 +201,12 @@ def share(check: Check) -> dict[str, Any]:
         Toolchain("gcc").program([source], program, flags=[*flags, "-ldl"])
     except Exception as error:
         raise NotRun(f"share.c does not compile here: {error}") from None
-    found = {}
+    found: dict[str, Any] = {}
+    checks = {}
     shares, samples = (SHARES[:2], 8) if check.simulated else (SHARES, 24)
     for kind, percent in shares:
         check.box.fresh(percent)
-        command = [program, kind, "1000" if kind == "flood" else "20000"]
+        command = [str(program), kind, "1000" if kind == "flood" else "20000"]
         environment = check.box.environment(wrapped=True)
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
             try:
@@ -218,15 +219,10 @@ def share(check: Check) -> dict[str, Any]:
                     seen.append(check.nvml.busy_percent())
             finally:
                 process.kill()
-        found[f"{kind} at {percent} %"] = {"mean_percent": round(statistics.fmean(seen), 1), "samples": seen}
-    off = {
-        name: abs(one["mean_percent"] - percent)
-        for (name, one), (_, percent) in zip(found.items(), shares, strict=True)
-    }
-    return {
-        "shares": found,
-        "checks": {f"{name} within {CLOSE:g} points": points <= CLOSE for name, points in off.items()},
-    }
+        mean = round(statistics.fmean(seen), 1)
+        found[f"{kind} at {percent} %"] = {"mean_percent": mean, "samples": seen}
+        checks[f"{kind} at {percent} % within {CLOSE:g} points"] = abs(mean - percent) <= CLOSE
+    return {"shares": found, "checks": checks}
 
 
 def _compare(rounds: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
