@@ -54,6 +54,14 @@ def engine(release: str, vgpu: Vgpu, c_tree: Path, e2e_folder: Path) -> Iterator
     assert leftovers.processes(folder) == []
 
 
+@pytest.fixture(autouse=True)
+def combination(release: str, engine: Podman, record_property: object) -> None:
+    """For the matrix: what this was tried with."""
+    assert callable(record_property)
+    record_property("podman", engine("--version").stdout.split()[-1])
+    record_property("suite", release)
+
+
 @pytest.fixture
 def made(engine: Podman, vgpu: Vgpu) -> Iterator[Podman]:
     """Podman, with nothing given out; nor after the test."""
