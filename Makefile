@@ -5,11 +5,15 @@
 # make bench   what a start costs, beside plain runc, and what a call costs, beside the driver alone
 # make storm   64 processes on one quota, killed at random, for 5 minutes
 # make gpu-check   on a machine with a GPU: does the slice hold, and what does it cost? Needs no Docker, no network
+# make bench-preflight   what the check of an image costs at its start
 # make bench-share   how exactly a compute share is held
 # make wheel   wheel and source archive in dist/, checked, with their bills of materials (also: make sbom)
 # make reproducible   two builds as different as can be: are the bytes the same?
+# make images-context   dist/images, from which the container images are built without a network
+# make chart   the Helm chart, rendered by Helm itself into packaging/kubernetes, linted and tested
 # make artefacts-test   what takes too long for make test: pip builds the source archive in a clean environment
 # make bench-placement  placement policies on simulated clusters, bit for bit as committed
+# make matrix  other versions of engines and runtimes, really run: docs/compatibility.md (minutes; not part of make test)
 # Each sets up what it needs: see packaging/bootstrap.sh.
 
 PYTHON := .venv/bin/python
@@ -18,7 +22,7 @@ CC_CLIENT := $(PYTHON) -m ziglang cc -target $(shell uname -m)-linux-gnu.2.17 -O
 C_FILES = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h' | grep -v /generated/)
 PARTS := build/.launcher build/.python build/.wrapper build/.sim build/fixtures/cuda_client
 
-.PHONY: demo test lint build bench bench-wrapper bench-share bench-placement storm gpu-check wheel sbom reproducible artefacts-test clean
+.PHONY: matrix demo test lint build bench bench-wrapper bench-preflight bench-share bench-placement storm gpu-check wheel sbom reproducible images-context chart artefacts-test clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -34,6 +38,7 @@ lint: .venv/.bootstrapped
 	$(PYTHON) -m mypy -p tests.harness -p tests.e2e -p benchmarks
 	MYPYPATH=. $(PYTHON) -m mypy packaging/install.py packaging/demo.py
 	MYPYPATH=.:packaging $(PYTHON) -m mypy -p artefacts
+	$(PYTHON) -m mypy packaging/images/node.py packaging/images/slice.py
 	clang-format --dry-run -Werror $(C_FILES)
 	$(PYTHON) -m libcuda_wrap.gen --check
 	$(PYTHON) -m vgpu.doctor.manual --check
@@ -48,12 +53,23 @@ bench: build
 bench-wrapper: .venv/.bootstrapped
 	$(PYTHON) -m benchmarks.wrapper
 
+# what it downloads stays below build/; whose tests are marked `matrix` is named here
+MATRIX_TESTS := tests/e2e/test_engine_versions.py tests/e2e/test_runtime_versions.py tests/e2e/test_beside_nvidia_toolkit.py \
+	tests/e2e/test_cri_handler.py tests/runtime_config/test_engine_containerd.py tests/vgpu/test_configure_containerd.py
+matrix: build
+	rm -f build/matrix.jsonl
+	VGPU_MATRIX=build/matrix.jsonl $(PYTHON) -m pytest $(MATRIX_TESTS)
+	$(PYTHON) -m runtime_config.matrix build/matrix.jsonl
+
 storm: build
 	$(PYTHON) -m benchmarks.storm
 
 # with whatever Python there is: nothing is installed there
 gpu-check:
 	@PYTHON=$$([ -x $(PYTHON) ] && echo $(PYTHON) || echo python3); PYTHONPATH=. $$PYTHON -m benchmarks.gpu_check
+
+bench-preflight: build
+	$(PYTHON) -m benchmarks.preflight
 
 bench-share: build
 	$(PYTHON) -m benchmarks.share
@@ -76,7 +92,18 @@ sbom: .venv/.bootstrapped
 reproducible: .venv/.bootstrapped
 	$(ARTEFACTS).reproducible --fresh
 
-artefacts-test: build
+images-context: wheel
+	$(ARTEFACTS).context dist/images --wheel dist/*.whl
+
+.venv/.charts: pyproject.toml | .venv/.bootstrapped
+	$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[charts]'
+	@touch $@
+
+chart: .venv/.charts
+	$(ARTEFACTS).manifests
+	VGPU_LONG_TESTS=1 $(PYTHON) -m pytest tests/artefacts/test_chart.py tests/artefacts/test_manifests.py
+
+artefacts-test: build .venv/.charts
 	VGPU_LONG_TESTS=1 $(PYTHON) -m pytest tests/artefacts
 
 clean:

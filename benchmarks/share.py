@@ -34,9 +34,11 @@ def boxes(folder: Path, count: int) -> list[Box]:
     """Containers on the same simulated GPUs."""
     driver, made = simulated_driver(folder / "driver"), []
     create.create(folder / "sim", 2)
+    (folder / "gpus").mkdir()
     for number in range(count):
         (folder / f"box{number}").mkdir()
         (folder / f"box{number}/sim").symlink_to(folder / "sim")
+        (folder / f"box{number}/gpus").symlink_to(folder / "gpus")
         made.append(Box.make(folder / f"box{number}", "", driver))
     return made
 
@@ -74,7 +76,7 @@ def errors(series: Sequence[float], share: int) -> dict[str, float]:
 
 def run(made: Sequence[Box], shares: Sequence[int], kind: str, us: int, seconds: float) -> list[dict[str, float]]:
     for box, share in zip(made, shares, strict=False):
-        box.fresh(part(0, GIB, share))
+        box.slice(part(0, GIB, share))
     pids = [box.share(kind, us).pid for box, _ in zip(made, shares, strict=False)]
     try:
         time.sleep(SETTLE_S)

@@ -23,6 +23,7 @@ _DOCKER_FILES = ("hostname", "hosts", "resolv.conf")
 _TEMPORARY = ".config.json.vgpu"
 HOOK_ENV = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"]
 HOOK_TIMEOUT_S = 10
+_STAGES = ("prestart", "createRuntime", "createContainer", "poststop")  # those of ours, and of NVIDIA's toolkit
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ class Bundle:
     ) -> None:
         """Put our hooks, annotations and device nodes into `spec`.
 
-        commands: stage -> program and arguments; script: the argument that tells a hook as ours. Prestart hooks of
-        others run before ours: a mount that they make must not hide ours.
+        commands: stage -> program and arguments; script: the argument that tells a hook as ours. Hooks of others run
+        before ours: a mount that they make must not hide ours.
         """
         self._strip(script)
         spec = self.spec
@@ -174,7 +175,7 @@ class Bundle:
         devices = self._earlier("devices")
         spec["annotations"] = self.annotations
         hooks = spec.get("hooks") or {}
-        for stage in ("prestart", "poststop"):
+        for stage in _STAGES:
             if stage in hooks:
                 hooks[stage] = [entry for entry in hooks[stage] or [] if script not in (entry.get("args") or [])]
         linux = spec.get("linux") or {}
@@ -211,7 +212,7 @@ class Bundle:
             if not isinstance(text, str):
                 raise ValueError("an entry of process.env is not a text")
         _objects(spec.get("mounts"), "mounts")
-        for stage in ("prestart", "poststop"):
+        for stage in _STAGES:
             for entry in _objects(_object(hooks, "hooks").get(stage), f"hooks.{stage}"):
                 _array(entry.get("args"), f"hooks.{stage}.args")
         _objects(_object(linux, "linux").get("devices"), "linux.devices")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 
-from oci_hook import fastjson, files, lock
+from oci_hook import fastjson, files, lock, neighbours
 from oci_hook.errors import HostError, shown
 from oci_hook.records import Allocation, Plan, Process
 from oci_hook.values import TYPE_CHECKING, as_json, from_json, replace
@@ -173,8 +173,12 @@ class Ledger:
                     os.fchmod(box, 0o755)  # whatever the umask
                     _write(box, "quota", quota, 0o644)
                     _write(box, "usage", usage, 0o666, size=usage_bytes)
+                    _write(box, "share", b"", 0o666, size=neighbours.SHARE_BYTES)
                     for name in BOX_PLACEHOLDERS:
                         _write(box, name, b"", 0o644)
+                    for number in range(len(allocation.placement.slices)):
+                        os.mkdir(f"gpu{number}", 0o755, dir_fd=box)
+                    neighbours.enter(self.state_dir, box, allocation.placement.slices, quota)
                 finally:
                     os.close(box)
                 _write(base, "plan.json", _text(plan), 0o600)

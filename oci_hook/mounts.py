@@ -14,7 +14,7 @@ import errno
 import os
 import stat
 
-from oci_hook import syscalls
+from oci_hook import foreign_mounts, syscalls
 from oci_hook.errors import HostError, ImageError, VgpuError, shown
 from oci_hook.mountinfo import MountInfo
 from oci_hook.records import Mount
@@ -170,7 +170,7 @@ class Container:
         done: list[Target] = []
         box_folder = -1
         for source in sources:
-            if source.is_folder:  # the box; the plan lists it before what goes into it
+            if source.is_folder and source.mount.where == "path":  # the box, before what goes into it
                 self._attach(source, self.folder(source.mount.target), source.mount.target)
                 box_folder = source.tree
                 continue
@@ -178,9 +178,10 @@ class Container:
             done.append(target)
             if not self._over_file(target):
                 links.append(target)
+        foreign = tuple(foreign_mounts.copies(self.root, self.info, sources))
         for target in links:
-            self._over_link(target)
-        done.extend(self._cover(sources, found.copies))
+            self._over_link(target, foreign)
+        done.extend(self._cover(sources, (*found.copies, *foreign)))
         for target in done:
             if not self._is_seen(target):
                 raise _image("VGPU-IMG-003", target.path, "shows another file than the one that was mounted there")
@@ -191,7 +192,7 @@ class Container:
         """
         for source in sources:
             mount = source.mount
-            if source.is_folder:
+            if source.is_folder and mount.where == "path":
                 self.folder(mount.target)
             elif mount.where == "library" or (mount.where == "path" and not mount.target.startswith("/dev/")):
                 target = self._target(source, libdir, "", -1)
@@ -318,10 +319,11 @@ class Container:
         except OSError as error:
             raise kernel_refused(f"open {shown(target.path, MAX_SHOWN)} in the image", error) from None
         kind = stat.S_IFMT(os.fstat(fd).st_mode)
-        if kind == stat.S_IFLNK:
+        there = foreign_mounts.has(fd, self.root, target.source)  # once is enough
+        if there or kind == stat.S_IFLNK:
             os.close(fd)
-            return False
-        if kind != stat.S_IFREG:
+            return there
+        if kind != (stat.S_IFDIR if target.source.is_folder else stat.S_IFREG):
             raise _image("VGPU-IMG-001", target.path, f"is {_KINDS.get(kind, 'no regular file')}")
         self._attach(target.source, fd, target.path)
         os.close(fd)
@@ -338,12 +340,12 @@ class Container:
         except OSError as error:
             raise self._no_folder(target.path, error) from None
 
-    def _over_link(self, target: Target) -> None:
+    def _over_link(self, target: Target, foreign: Sequence[Copy]) -> None:
         """A link cannot be mounted over, and must not be removed from the image: mount over what it leads to."""
         if self._is_seen(target):
             return  # it leads to a name that is ours already
         try:
-            fd = syscalls.openat2(self.root, target.path, os.O_PATH, INSIDE | syscalls.NO_XDEV)
+            fd = foreign_mounts.behind(self.root, target.path, foreign)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 raise _image("VGPU-IMG-001", target.path, "is a link to nothing inside the image") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from oci_hook import neighbours
 from oci_hook.records import DeviceFile, Inventory, Library, Mount, Placement, Plan, Request
 from oci_hook.values import TYPE_CHECKING
 
@@ -24,12 +25,18 @@ def make(
     The box comes first and its contents after it; then the libraries, the programs and the files that stand for
     devices. Only what the request's capabilities name is there.
     """
+    state_dir = folder.rpartition("/containers/")[0]
     wanted = [library for library in inventory.libraries if library.capability in request.capabilities]
     roles = {library.role for library in wanted}
     wrappers = [wrapper for wrapper in inventory.wrapper if wrapper.role in roles]
     mounts = [
         Mount(source=f"{folder}/box", where="path", target=BOX),
         Mount(source=f"{folder}/box/usage", where="box", target="usage", writable=True),
+        Mount(source=f"{folder}/box/share", where="box", target="share", writable=True),
+        *(
+            Mount(neighbours.gpu_folder(state_dir, part.uuid), "box", f"gpu{number}")
+            for number, part in enumerate(placement.slices)
+        ),
     ]
     for library in wanted:
         if library.role in BOX_NAMES:
@@ -55,6 +62,12 @@ def devices(inventory: Inventory, placement: Placement) -> Iterator[DeviceFile]:
     """The device files that the container gets: those of its GPUs, and those of no GPU in particular."""
     given = {part.index for part in placement.slices}
     return (device for device in inventory.devices if device.gpu is None or device.gpu in given)
+
+
+def others(inventory: Inventory, placement: Placement) -> Iterator[DeviceFile]:
+    """The device files of the GPUs that it does not get."""
+    given = {part.index for part in placement.slices}
+    return (device for device in inventory.devices if device.gpu is not None and device.gpu not in given)
 
 
 def _names(wrapper: Library, driver_version: str) -> tuple[str, ...]:

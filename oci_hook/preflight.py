@@ -119,6 +119,10 @@ def default_folders(machine: int) -> tuple[str, ...]:
     return (f"/lib/{triplet}", f"/usr/lib/{triplet}", "/lib64", "/usr/lib64", "/lib", "/usr/lib")
 
 
+def _for_other(path: str, found: Elf) -> str:
+    return f"{shown(path, 256)} is for machine {_NAMES.get(found.machine, str(found.machine))}"
+
+
 class Image:
     """The image as its own loader sees it. library_path: folders of LD_LIBRARY_PATH."""
 
@@ -130,12 +134,13 @@ class Image:
         self.libdir = self._find_libdir()
         self.library_path = [folder for folder in library_path if root.identity(folder)]
         self.lookups = 0
+        self.refused: dict[str, str] = {}  # library -> why the file of that name is none
         self.known: dict[str, Provider | None] = {}
 
     def another(self) -> Image:
         """For another process: nothing is loaded yet."""
         other: Image = object.__new__(type(self))
-        other.__dict__.update(vars(self), known={}, lookups=0)
+        other.__dict__.update(vars(self), known={}, refused={}, lookups=0)
         return other
 
     def _find_libdir(self) -> str:
@@ -149,7 +154,7 @@ class Image:
             if found and found.machine == self.machine:
                 return os.path.dirname(path)
             if found:
-                wrong = wrong or f"{shown(path)} is for machine {_NAMES.get(found.machine, str(found.machine))}"
+                wrong = wrong or _for_other(path, found)
         raise self._without_glibc(wrong)
 
     def _without_glibc(self, wrong: str) -> ImageError:
@@ -192,10 +197,13 @@ class Image:
         for path in paths:
             try:
                 found = self.root.elf(path)
-            except ElfError:
+            except ElfError as error:
+                self.refused.setdefault(soname, f"{shown(path, 256)} is {error}")
                 continue
             if found and found.machine == self.machine:
                 return Provider(path, found)
+            if found:
+                self.refused.setdefault(soname, _for_other(path, found))
         return None
 
 
@@ -241,7 +249,7 @@ def problems(
             if provider is None:
                 if soname not in seen:
                     seen.add(soname)
-                    yield _missing(codes[0], soname, one.who)
+                    yield _missing(codes[0], soname, one.who, image.refused.get(soname, ""))
                 continue
             yield from _too_old(codes[1], soname, one, provider.elf)
             if soname not in seen and len(queue) < _MAX_LIBRARIES:
@@ -249,10 +257,12 @@ def problems(
                 queue.append(needs_of(soname, provider, one.rpath))
 
 
-def _missing(code: str, soname: str, who: str) -> Problem:
+def _missing(code: str, soname: str, who: str, refused: str) -> Problem:
     from oci_hook import sonames  # not needed by a start that works
 
     text = f"{shown(soname)} is not in the image, and {shown(who, 256)} needs it"
+    if refused:
+        text += f" ({refused})"
     return Problem(code, text, sonames.remedy(soname), who, soname)
 
 

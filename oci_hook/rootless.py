@@ -21,7 +21,7 @@ def explained(error: VgpuError) -> VgpuError:
         return error
     return HostError(
         "VGPU-HOST-012",
-        f"this engine runs without root's rights, and slices are counted for the whole host by root alone ({error})",
+        "this engine runs without root's rights, and slices are counted for the whole host, by root alone",
         remedy="start the container with root's engine: sudo podman …; rootless engines cannot have slices",
     )
 

@@ -1,7 +1,7 @@
 """Asked by the launcher before it becomes runc: a container that wants a slice gets a place, a folder and our hooks in
 its config.json, or is refused. Then this process stays, and is the container's hook (standby.py).
 
-    vgpu_shim.py --policy P --bundle B --config C --id I --log L --log-format F --launcher PID --answer FD
+    vgpu_shim.py --policy P --runtime R --bundle B --config C --id I --log L --log-format F --launcher PID --answer FD
 
 The launcher (launcher/shim.c) has read the engine's arguments (launcher/call.c); they are read in one place only. It is
 process PID, and becomes the runtime when it reads a zero from the socket FD; any other number is its exit code.
@@ -21,6 +21,7 @@ from oci_hook import (
     fastjson,
     inventory,
     ledger,
+    nvidia,
     placement,
     plan,
     policy,
@@ -35,9 +36,11 @@ from oci_hook.records import Allocation, DeviceFile, Inventory, Placement, Plan,
 from oci_hook.values import TYPE_CHECKING, dataclass, replace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-_OPTIONS = ("--policy", "--bundle", "--config", "--id", "--log", "--log-format", "--launcher", "--answer")
+_OPTIONS = (
+    "--policy", "--runtime", "--bundle", "--config", "--id", "--log", "--log-format", "--launcher", "--answer"
+)  # fmt: skip
 _REFRESH_TIMEOUT_S = 30.0
 _NO_DOCKER = Docker()
 
@@ -47,6 +50,7 @@ class Call:
     """What the launcher hands over. log: "" for none. launcher: its pid, and soon the runtime's. answer: descriptor."""
 
     policy: str
+    runtime: str
     bundle: str
     config: str
     id: str
@@ -146,12 +150,19 @@ def _give(
             "the launcher was killed before the container had a place",
             remedy="start the container again",
         )
+    if not os.access(call.runtime, os.X_OK):
+        gone = f"{call.runtime} cannot be started: it is missing or must not be executed"
+        raise HostError("VGPU-HOST-004", gone, remedy="install it, or name another in launcher.conf")
     have = inventory_now(settings)
     placed, mounts = grant(settings, call.id, docker, asked, have, creator)
     try:
         words = {name: text for name, text in labels.items() if name.startswith("vgpu.")}
         script = f"{settings.prefix}/lib/vgpu/python/vgpu_hook.py"
-        bundle.edit(_hooks(call, settings, script), script, words, _nodes(have, placed))
+        if nvidia.is_here(bundle.spec, settings.runtime):
+            names = {mount.target for mount in mounts.mounts if mount.where == "library"}
+            memory = min(part.memory_bytes for part in placed.slices)
+            nvidia.settle(bundle.spec, settings.runtime, names, memory, _nodes(plan.others(have, placed)))
+        bundle.edit(_hooks(call, settings, script), script, words, _nodes(plan.devices(have, placed)))
         bundle.write()
     except BaseException:
         _take_back(settings, call.id, creator, "the bundle cannot be edited")
@@ -239,10 +250,11 @@ def _take_back(settings: Policy, container: str, creator: Process, why: str) -> 
 
 
 def _hooks(call: Call, settings: Policy, script: str) -> dict[str, tuple[str, ...]]:
-    """stage -> command. Prestart goes by way of vgpu-hook, which knows the process that `standby` leaves behind."""
+    """stage -> command. The first goes by way of vgpu-hook, which knows the process that `standby` leaves behind."""
     python, end = (sys.executable, "-I", "-S", "-E", script), ("--policy", call.policy)
     waiting = (f"{settings.prefix}/bin/vgpu-hook", ledger.folder(settings.state_dir, call.id))
-    return {"prestart": (*waiting, *python, "prestart", *end), "poststop": (*python, "poststop", *end)}
+    # not prestart: a runtime below ours may add hooks to that which mount, and they would be the last
+    return {"createRuntime": (*waiting, *python, "prestart", *end), "poststop": (*python, "poststop", *end)}
 
 
 class Refused(PlacementError):
@@ -311,10 +323,10 @@ def _refresh(settings: Policy) -> None:
         time.sleep(0.01)
 
 
-def _nodes(have: Inventory, placed: Placement) -> list[Node]:
-    """The device nodes for the spec. Raises HostError VGPU-HOST-002 if one is not a character device any more."""
+def _nodes(devices: Iterable[DeviceFile]) -> list[Node]:
+    """Those that are nodes, for the spec. Raises HostError VGPU-HOST-002 if one is not a character device any more."""
     nodes = []
-    for device in plan.devices(have, placed):
+    for device in devices:
         if device.kind != "node":
             continue
         try:
@@ -335,8 +347,8 @@ def _call(argv: Sequence[str]) -> Call | None:
     names, values = argv[::2], argv[1::2]
     if tuple(names) != _OPTIONS or len(values) != len(names) or not all(map(str.isdecimal, values[-2:])):
         return None
-    policy_path, folder, config, container, log, log_format, launcher, answer = values
-    return Call(policy_path, folder, config, container, log, log_format, int(launcher), int(answer))
+    policy_path, runtime, folder, config, container, log, log_format, launcher, answer = values
+    return Call(policy_path, runtime, folder, config, container, log, log_format, int(launcher), int(answer))
 
 
 def _tell(call: Call, line: str) -> None:

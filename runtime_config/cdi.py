@@ -27,19 +27,22 @@ FOLDERS = ("/etc/cdi", "/var/run/cdi")  # where engines look; of two devices of 
 VERSIONS = ("0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.0")
 _ENDINGS = (".json", ".yaml")  # others are not read by engines
 SIZE_LIMIT_BYTES = 4 << 20
+_SCRIPT = "/vgpu_hook.py"
 
 
 @dataclass(frozen=True, slots=True)
 class Edits:
     """What a device, or a whole spec, adds to a container. nodes and mounts: (host's path, container's path).
 
-    numbers: host's path of a node -> (major, minor) where the spec fixes them. hooks: paths of programs.
+    numbers: host's path of a node -> (major, minor) where the spec fixes them. hooks: paths of programs; scripts: of
+    our hook, which an interpreter is given.
     """
 
     nodes: tuple[tuple[str, str], ...] = ()
     mounts: tuple[tuple[str, str], ...] = ()
     hooks: tuple[str, ...] = ()
     numbers: dict[str, tuple[int, int]] = field(default_factory=dict)
+    scripts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,10 @@ class Spec:
 
 
 def generate(inventory: Inventory, python: str, prefix: str) -> str:
-    """The text of our spec. python: the interpreter of the hooks; prefix: of the installation."""
+    """The text of our spec. python: the interpreter of the hooks; prefix: of the installation.
+
+    Raises VGPU-HOST-007 on a host without a GPU: a spec without a device is none.
+    """
     common = _container_edits([device for device in inventory.devices if device.gpu is None])
     common["hooks"] = [_hook("prestart", "direct", python, prefix), _hook("poststop", "poststop", python, prefix)]
     devices = []
@@ -74,9 +80,10 @@ def generate(inventory: Inventory, python: str, prefix: str) -> str:
         own = _container_edits([device for device in inventory.devices if device.gpu == gpu.index])
         if own:  # a device without any edit is against the specification
             devices += [{"name": name, "containerEdits": own} for name in (str(gpu.index), gpu.uuid)]
-    if devices:
-        every = _container_edits([device for device in inventory.devices if device.gpu is not None])
-        devices.append({"name": ALL, "containerEdits": every})
+    if not devices:
+        raise HostError("VGPU-HOST-007", "no GPU of this host has a device file", remedy="vgpu inventory --refresh")
+    every = _container_edits([device for device in inventory.devices if device.gpu is not None])
+    devices.append({"name": ALL, "containerEdits": every})
     spec: dict[str, Any] = {"kind": KIND, "devices": devices, "containerEdits": common}
     return json.dumps({"cdiVersion": least_version(spec), **spec}, indent=2) + "\n"
 
@@ -104,7 +111,7 @@ def _hook(stage: str, word: str, python: str, prefix: str) -> dict[str, Any]:
 
 def hook_command(word: str, python: str, prefix: str) -> list[str]:
     """Program and arguments of our hook, called by an engine itself. word: "direct" or "poststop"."""
-    script = f"{prefix}/lib/vgpu/python/vgpu_hook.py"
+    script = f"{prefix}/lib/vgpu/python{_SCRIPT}"
     return [python, "-I", "-S", "-E", script, word, "--policy", f"{prefix}/etc/policy.json"]
 
 
@@ -166,7 +173,8 @@ def _edits(raw: dict[str, Any]) -> Edits:
             numbers[host] = (node["major"], int(node.get("minor") or 0))
     mounts = [(_path(mount["hostPath"]), _path(mount["containerPath"])) for mount in raw.get("mounts") or []]
     hooks = [_path(hook["path"]) for hook in raw.get("hooks") or []]
-    return Edits(tuple(nodes), tuple(mounts), tuple(hooks), numbers)
+    words = [word for hook in raw.get("hooks") or [] for word in hook.get("args") or [] if word.endswith(_SCRIPT)]
+    return Edits(tuple(nodes), tuple(mounts), tuple(hooks), numbers, tuple(words))
 
 
 def _path(value: Any) -> str:

@@ -21,7 +21,7 @@ _CHECK = ("SPEC", "FOUND", "TO MEND IT")
 
 def generate(config: str, path: str, *, undo: bool, dry_run: bool, as_json: bool) -> int:
     """The command. path: of the spec, "-" for standard output. Returns 0, or WOULD_CHANGE."""
-    text = None if undo else _expected(load(config), refresh=not dry_run)
+    text = None if undo else expected_text(load(config), refresh=not dry_run)
     if path == "-":
         print(text or "", end="")
         return 0
@@ -63,7 +63,8 @@ def _require_ours(text: str, path: str) -> None:
         raise HostError("VGPU-CFG-003", what, remedy="name another file with --output")
 
 
-def _expected(policy: Policy, *, refresh: bool) -> str:
+def expected_text(policy: Policy, *, refresh: bool) -> str:
+    """What our spec should say now. refresh: make the inventory anew if it is stale; else HostError VGPU-HOST-002."""
     return cdi.generate(_inventory(policy, refresh=refresh), launcher_conf.python_of(policy.prefix), policy.prefix)
 
 
@@ -123,7 +124,7 @@ def check(config: str, folders: Sequence[str], *, as_json: bool) -> int:
     policy = None
     try:
         policy = load(config)
-        expected = _expected(policy, refresh=False)
+        expected = expected_text(policy, refresh=False)
     except VgpuError as error:
         trouble = error
     found = list(cdi.folder_specs(folders or cdi.FOLDERS))
@@ -131,9 +132,12 @@ def check(config: str, folders: Sequence[str], *, as_json: bool) -> int:
     findings = cdi_check.check(found, expected, inventory.loaded_driver(), command)
     ours = [spec for spec in found if isinstance(spec, cdi.Spec) and spec.kind == cdi.KIND]
     if trouble is not None and ours:
-        findings += [cdi_check.Finding(spec.path, f"cannot be compared: {trouble}", trouble.remedy) for spec in ours]
+        findings += [
+            cdi_check.Finding(spec.path, f"cannot be compared: {trouble}", trouble.remedy, trouble.code)
+            for spec in ours
+        ]
     if as_json:
-        rows = [{"spec": one.path, "found": one.what, "remedy": one.remedy} for one in findings]
+        rows = [{"spec": one.path, "code": one.code, "found": one.what, "remedy": one.remedy} for one in findings]
         output.emit_json({"specs": len(found), "ok": not findings, "findings": rows})
     elif findings:
         output.table(_CHECK, [(one.path, one.what, one.remedy) for one in findings])

@@ -14,7 +14,7 @@ import typer
 
 from oci_hook.errors import VgpuError
 from runtime_config.policy_file import DEFAULT_PATH as DEFAULT_CONFIG
-from vgpu import __version__, cli_cdi, cli_doctor, cli_drop_in, cli_install, cli_placement
+from vgpu import __version__, cli_cdi, cli_doctor, cli_drop_in, cli_engines, cli_install, cli_placement
 from vgpu.monitor import commands as monitor
 from vgpu.options import Config, DryRun, Json, Prefix
 
@@ -26,13 +26,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a bug's traceback is for a report, not for the terminal's width
     context_settings=HELP,
 )
-configure_app = typer.Typer(help="Edit an engine's configuration.", no_args_is_help=True, context_settings=HELP)
+configure_app = typer.Typer(no_args_is_help=True, context_settings=HELP)
 config_app = typer.Typer(help="The admin's policy, config.yaml.", no_args_is_help=True, context_settings=HELP)
 wrapper_app = typer.Typer(help="The wrapper in front of the driver.", no_args_is_help=True, context_settings=HELP)
 app.add_typer(configure_app, name="configure")
 app.add_typer(config_app, name="config")
 cli_cdi.add_to(app)
 cli_drop_in.add_to(configure_app)
+cli_engines.add_to(configure_app)
 cli_placement.add_to(app)
 cli_doctor.add_to(app)
 cli_install.add_to(app)
@@ -114,6 +115,9 @@ def configure_containerd_command(
     prefix: Prefix = None,
     verify: Annotated[bool, typer.Option("--verify", help="Ask containerd what it makes of the file.")] = False,
     program: Annotated[str, typer.Option("--program", help="The containerd to ask.")] = "containerd",
+    drop_in: Annotated[
+        bool, typer.Option("--drop-in", help="In conf.d/90-vgpu.toml beside it, which it must import.")
+    ] = False,
     runtime_class: Annotated[bool, typer.Option("--runtime-class", help="Print Kubernetes' RuntimeClass.")] = False,
     json: Json = False,
 ) -> None:
@@ -127,8 +131,8 @@ def configure_containerd_command(
         return
     installed = prefix or prefix_of(os.environ.get("VGPU_CONFIG", DEFAULT_CONFIG))
     edit = configure.Edit(config_toml, containerd, undo=undo, set_default=set_default, dry_run=dry_run)
-    asked = program if verify else None
-    raise typer.Exit(configure_containerd.run(edit, installed, verify=asked, as_json=json))
+    code = configure_containerd.run(edit, installed, program=program, verify=verify, drop_in=drop_in, as_json=json)
+    raise typer.Exit(code)
 
 
 @config_app.command("show")

@@ -14,6 +14,7 @@
 #define REAP_NS  50000000u /* how often a waiting launch looks for dead processes, whose tokens come back */
 #define POLL_NS  100000u   /* first sleep while too much is unmeasured; doubles */
 #define POLL_MAX 1000000u
+#define LOOK_NS  1000000u /* longest sleep of who may borrow: neighbours do not say when they stop */
 
 static bool no_limit(void)
 {
@@ -45,8 +46,10 @@ static uint64_t wait_for_share(unsigned gpu, uint64_t key)
         const uint64_t wait = !room && share < 100 ? poll : vgw_bucket_take(gpu, tokens, share);
         if (wait == 0 || share == 100)
             break;
+        if (room && vgw_bucket_borrow(gpu))
+            continue;
         waited = true;
-        sleep_ns(wait);
+        sleep_ns(wait > LOOK_NS && vgw_bucket_soft(gpu) ? LOOK_NS : wait);
         if (!room && poll < POLL_MAX)
             poll *= 2;
         const uint64_t now = vgw_now_ns();

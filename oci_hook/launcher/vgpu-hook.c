@@ -1,4 +1,4 @@
-/* vgpu-hook.c - the prestart hook that the runtime starts: hands the call to the hook that waits since the shim, or starts it.
+/* vgpu-hook.c - the hook that the runtime starts: hands the call to the hook that waits since the shim, or starts it.
  *
  *     vgpu-hook FOLDER PROGRAM ARGUMENTS   the container's state on standard input
  *

@@ -28,11 +28,15 @@ class PartsHook(BuildHookInterface):  # type: ignore[type-arg]  # of hatchling's
             return
         sys.path[:0] = [self.root, f"{self.root}/packaging"]
         from artefacts import parts, sbom
+        from oci_hook.errors import VgpuError
 
-        arch = parts.architecture()
         self._folder = tempfile.TemporaryDirectory(prefix="vgpu-wheel-")
         out = Path(self._folder.name)
-        parts.build(out, arch)
+        try:
+            arch = parts.architecture()
+            parts.build(out, arch)
+        except VgpuError as error:
+            self.app.abort(error.line())
         build_data["pure_python"] = False
         build_data["tag"] = f"{PYTHON}-{GLIBC}_{arch}"
         include = build_data["force_include"]

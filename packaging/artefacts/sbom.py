@@ -27,7 +27,13 @@ ROOT = Path(__file__).resolve().parents[2]
 Json = dict[str, Any]
 OURS = "Apache-2.0"
 # what zig links into a program or a library; version: of the copy in the zig that we build with, see zig_libraries()
-MUSL, COMPILER_RT = "musl", "compiler-rt"
+MUSL, COMPILER_RT, NONSHARED = "musl", "compiler-rt", "libc_nonshared"
+LINKED: dict[str, Json] = {
+    MUSL: {"id": "MIT"},
+    COMPILER_RT: {"id": "MIT"},
+    # the part of glibc that is in every library for it, such as pthread_atfork; its files may be linked into anything
+    NONSHARED: {"name": "LGPL-2.1-or-later, with the permission of its files to be linked into other programs"},
+}
 BUILD_TOOLS = ("ziglang", "cffi", "hatchling")
 MACHINES = {elf.X86_64: "x86_64", elf.AARCH64: "aarch64"}
 # files of others that may lie in an installation
@@ -108,7 +114,7 @@ def _elf_parts(files: Mapping[str, bytes]) -> tuple[list[Json], list[Json], list
     for path, data in sorted(files.items()):
         if (found := parsed(data)) is None:
             continue
-        inside = () if _foreign(path)[0] else (COMPILER_RT,) if found.needed else (MUSL, COMPILER_RT)
+        inside = () if _foreign(path)[0] else (COMPILER_RT, NONSHARED) if found.needed else (MUSL, COMPILER_RT)
         linked |= set(inside)
         outside = [name for name in found.needed if name not in sonames]
         needed |= set(outside)
@@ -123,8 +129,11 @@ def _linked(name: str) -> Json:
     version = zig_libraries().get(name)
     if version:
         component["version"] = version
-    licence = {MUSL: "MIT", COMPILER_RT: "MIT"}[name]
-    return {**component, "licenses": _licence(licence), "properties": _properties({"linked": "statically, by zig"})}
+    return {
+        **component,
+        "licenses": [{"license": LINKED[name]}],
+        "properties": _properties({"linked": "statically, by zig"}),
+    }
 
 
 def _needed(name: str) -> Json:
@@ -162,8 +171,9 @@ def _tools() -> list[Json]:
 
 @cache
 def zig_libraries() -> dict[str, str]:
-    """Name -> version of what this environment's zig links in; compiler-rt is zig's own."""
-    versions = {COMPILER_RT: f"zig-{metadata.version('ziglang')}"}
+    """Name -> version of what this environment's zig links in; the others' is zig's own."""
+    own = f"zig-{metadata.version('ziglang')}"
+    versions = {COMPILER_RT: own, NONSHARED: own}
     ziglang = next(
         (file for file in metadata.files("ziglang") or () if str(file).endswith("musl/src/internal/version.h")), None
     )

@@ -18,11 +18,12 @@ _RUNC_ROOT = "/run/runc"  # where CRI-O looks for runc's state, which ours becom
 
 def find(text: str, path: str = DEFAULT_PATH) -> Found:
     """Raises VGPU-CFG-001 (not TOML) or -003 (a handler `vgpu` that is not ours, or no table where one belongs)."""
-    runtime = drop_in.table(drop_in.parse(text, path), path, "crio", "runtime")
-    handlers = drop_in.table(runtime, path, "runtimes")
+    data = drop_in.parse(text, path)
+    runtime = drop_in.table(data, path, "crio", "runtime")
     launcher = None
-    if RUNTIME in handlers:
-        launcher = drop_in.require_ours(drop_in.table(handlers, path, RUNTIME).get("runtime_path"), path, RUNTIME)
+    if RUNTIME in drop_in.table(data, path, "crio", "runtime", "runtimes"):
+        handler = drop_in.table(data, path, "crio", "runtime", "runtimes", RUNTIME)
+        launcher = drop_in.require_ours(handler.get("runtime_path"), path, RUNTIME)
     return Found(launcher, runtime.get("default_runtime") == RUNTIME)
 
 

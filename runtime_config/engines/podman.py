@@ -16,8 +16,9 @@ _BLOCK = Block("podman")
 
 def find(text: str, path: str = DEFAULT_PATH) -> Found:
     """Raises VGPU-CFG-001 (not TOML) or -003 (a runtime `vgpu` that is not ours, or no table where one belongs)."""
-    engine = drop_in.table(drop_in.parse(text, path), path, "engine")
-    programs = drop_in.table(engine, path, "runtimes").get(RUNTIME)
+    data = drop_in.parse(text, path)
+    engine = drop_in.table(data, path, "engine")
+    programs = drop_in.table(data, path, "engine", "runtimes").get(RUNTIME)
     launcher = None
     if programs is not None:
         first = programs[0] if isinstance(programs, list) and len(programs) == 1 else programs

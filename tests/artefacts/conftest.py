@@ -9,8 +9,10 @@ import pytest
 
 from tests.harness import wheels
 
-# they take minutes: `make artefacts-test` runs them
-collect_ignore = [] if os.environ.get("VGPU_LONG_TESTS") else ["test_sdist_install.py"]
+# minutes, or Helm, which is large: `make artefacts-test` runs them, `make chart` the latter
+collect_ignore = (
+    [] if os.environ.get("VGPU_LONG_TESTS") else ["test_sdist_install.py", "test_chart.py", "test_arm64.py"]
+)
 
 
 @pytest.fixture(scope="session")

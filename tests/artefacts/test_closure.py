@@ -184,6 +184,20 @@ def test_what_is_no_artefact_is_refused(tmp_path: Path, name: str, capsys: pytes
     assert said.startswith("vgpu: VGPU-PKG-001: ") and name in said and said.count("\n") == 1
 
 
+def test_a_debian_package_is_looked_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "root"
+    control = {"Package": "a", "Version": "1", "Architecture": "amd64", "Maintainer": "a <a@b>", "Description": "a"}
+    (root / "DEBIAN").mkdir(parents=True)
+    (root / "DEBIAN/control").write_text("".join(f"{name}: {value}\n" for name, value in control.items()))
+    package = root / "opt/vgpu/lib/vgpu/python/oci_hook"
+    package.mkdir(parents=True)
+    library(package, "-Wl,-z,lazy", name="_vgsys.abi3.so")
+    deb = tmp_path / "a.deb"
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", str(root), str(deb)], check=True, capture_output=True)
+    assert closure.main([str(deb)]) == 1
+    assert capsys.readouterr().out.startswith(f"a.deb: opt/vgpu/lib/vgpu/python/{NAME}: relro: ")
+
+
 def test_links_to_folders_are_no_files(tmp_path: Path) -> None:
     (tmp_path / "prefix/versions/1").mkdir(parents=True)
     (tmp_path / "prefix/current").symlink_to("versions/1")

@@ -50,6 +50,7 @@ def test_it_says_what_is_linked_in_what_is_needed_and_what_built_it(inner: dict[
     wrapper, launcher = "file:vgpu/parts/wrapper/libcuda.so.1", "file:vgpu/parts/launcher/vgpu-runtime"
     assert properties(parts[wrapper])["vgpu:elf:needed"].split()[0] == "libvgpu-driver.so"
     assert {"host:libc.so.6", "host:libvgpu-driver.so"} <= set(tree[wrapper])
+    assert "linked:libc_nonshared" in tree[wrapper]  # glibc's pthread_atfork
     assert tree[launcher] == ["linked:compiler-rt", "linked:musl"]
     assert parts["linked:musl"]["version"].startswith("1.2.")
     assert parts["tool:ziglang"]["version"] == "0.15.2" and parts["tool:ziglang"]["scope"] == "excluded"

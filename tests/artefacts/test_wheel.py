@@ -55,6 +55,12 @@ def test_every_elf_file_finds_what_it_needs(made: wheels.Made) -> None:
     assert not any(data[:4] == b"\x7fELF" for data in found[1].files.values())  # a source archive has none
 
 
+def test_an_architecture_that_is_not_built_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"VGPU-HOST-008: no build for 'riscv64'; to mend it: VGPU_ARCH=") as caught:
+        wheels.build(tmp_path, environment={"VGPU_ARCH": "riscv64"})
+    assert "Traceback" not in str(caught.value)
+
+
 @pytest.mark.slow
 def test_its_command_works_in_an_environment_of_its_own(programs: Path, tmp_path: Path) -> None:
     version = run(programs / "vgpu", "version")
@@ -66,6 +72,25 @@ def test_its_command_works_in_an_environment_of_its_own(programs: Path, tmp_path
     assert made.returncode == 0, made
     simulated = run(programs / "vgpu", *common)
     assert simulated.returncode == 0 and "binpack" in simulated.stdout, simulated
+
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+for name in ("oci_hook", "libcuda_wrap", "runtime_config", "vgpu"):
+    package = importlib.import_module(name)
+    for found in pkgutil.walk_packages(package.__path__, name + "."):
+        if not found.name.endswith("__main__"):
+            importlib.import_module(found.name)
+            print(found.name)
+"""
+
+
+@pytest.mark.slow
+def test_every_module_finds_what_it_imports(programs: Path) -> None:
+    """Of the declared dependencies alone: what only the tests' environment has is missing here."""
+    done = run(programs / "python", "-I", "-c", IMPORT_ALL)
+    assert done.returncode == 0, done
+    assert {"vgpu.cli", "oci_hook._vgsys", "vgpu.monitor.exporter"} <= set(done.stdout.split())
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from pathlib import Path
 def later(home: Path, folder: Path, release: str, *changes: tuple[str, str, str]) -> Path:
     """Copies the installed version in `home` to `folder` as `release`. changes: (file, text in it, text instead)."""
     for part in ("bin", "lib", "share"):
-        shutil.copytree(home / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "shim.pack"))
-    (folder / "bin/vgpu").unlink()
+        shutil.copytree(home / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     number = f'"{home.name.rpartition("-")[0]}"'
     for name, old, new in (("lib/vgpu/cli/vgpu/__init__.py", number, f'"{release}"'), *changes):
         path = folder / name

@@ -21,7 +21,7 @@ def test_no_data_race_between_threads(tmp_path: Path) -> None:
     """Without a driver, real or simulated: the sanitizer leaves no room for the addresses that one reserves."""
     (tmp_path / "quota").write_bytes(quota_file.quota("c0ffee", [part(0, 3 * 4096)], burst="hard", priority="normal"))
     (tmp_path / "usage").write_bytes(quota_file.usage_header().ljust(quota_file.USAGE_BYTES, b"\0"))
-    sources = [PACKAGE / "src" / f"{name}.c" for name in ("ledger", "slot", "table", "region", "bucket")]
+    sources = [PACKAGE / "src" / f"{name}.c" for name in ("ledger", "slot", "table", "region", "bucket", "neighbours")]
     command = ["gcc", "-g", "-O1", "-std=gnu11", "-D_GNU_SOURCE", "-fsanitize=thread", "-pthread", *sources]
     command += [C_TESTS / "races.c", f"-I{PACKAGE / 'src'}", f"-I{PACKAGE / 'include'}", f'-DVGW_BOX="{tmp_path}"']
     subprocess.run([*command, "-o", tmp_path / "races"], check=True, timeout=100)

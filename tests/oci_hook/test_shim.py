@@ -70,15 +70,15 @@ def test_config_json_gets_hooks_and_annotations_and_keeps_the_rest(vgpu: Install
     policy = f"{vgpu.policy.prefix}/etc/policy.json"
     waiting = [f"{vgpu.policy.prefix}/bin/vgpu-hook", f"{vgpu.policy.state_dir}/containers/{ID}"]
     ours = {}
-    for stage, first in (("prestart", waiting), ("poststop", [])):
-        hook = ["/usr/bin/python3", "-I", "-S", "-E", f"{python}/vgpu_hook.py", stage, "--policy", policy]
+    for stage, word, first in (("createRuntime", "prestart", waiting), ("poststop", "poststop", [])):
+        hook = ["/usr/bin/python3", "-I", "-S", "-E", f"{python}/vgpu_hook.py", word, "--policy", policy]
         ours[stage] = {
             "path": (first or hook)[0],
             "args": first + hook,
             "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"],
             "timeout": 10,
         }
-    assert after.pop("hooks") == {"prestart": [foreign, ours["prestart"]], "poststop": [ours["poststop"]]}
+    assert after.pop("hooks") == {"prestart": [foreign]} | {stage: [hook] for stage, hook in ours.items()}
     annotations = after.pop("annotations")
     assert json.loads(annotations.pop("io.vgpu.edits")) == {"annotations": sorted(LABELS), "devices": []}
     assert annotations == LABELS
@@ -303,7 +303,8 @@ def test_a_runtime_that_cannot_be_started_is_told_before_anything_is_given_out(v
     done = vgpu.create()
     assert done.returncode == 5
     assert done.stderr.startswith("vgpu: VGPU-HOST-004: ")
-    assert (vgpu.containers(), vgpu.audit()) == ([], [])
+    assert vgpu.containers() == []
+    assert [entry["event"] for entry in vgpu.audit()] == ["deny"]
 
 
 def test_a_stale_inventory_is_made_anew_once(vgpu: Installed) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 from oci_hook import decision, inventory, ledger
 from oci_hook.errors import VgpuError
 from oci_hook.records import Policy
+from runtime_config import cdi, cdi_check, files
 from vgpu import inventory as inventory_command
 from vgpu import output
+from vgpu.cdi import expected_text
 from vgpu.doctor.host.machine import Host
 
 
@@ -58,7 +60,27 @@ def _reap(policy: Policy) -> None:
         book.reap(lambda dead: decision.ended(policy, dead, book.tick(), "reap"))
 
 
-FIXES = (Fix(_orphans, _reap), Fix(_stale_inventory, inventory_command.scan))
+def _stale_specs(policy: Policy) -> Iterator[Step]:
+    """Ours alone: another program's spec is made anew by that program."""
+    for spec in _stale(policy):
+        yield Step(cdi_check.OUTDATED, spec.path, "write our CDI spec anew: its devices or hooks have changed")
+
+
+def _stale(policy: Policy) -> list[cdi.Spec]:
+    specs = [spec for spec in cdi.folder_specs(cdi.FOLDERS) if isinstance(spec, cdi.Spec) and spec.kind == cdi.KIND]
+    if not specs:
+        return []
+    wanted = expected_text(policy, refresh=False)
+    return [spec for spec in specs if spec.text != wanted]
+
+
+def _write_specs(policy: Policy) -> None:
+    for spec in _stale(policy):
+        files.replace(files.read(spec.path), expected_text(policy, refresh=False).encode())
+
+
+# in this order: what is given out is told from the ledger, the specs from the inventory
+FIXES = (Fix(_orphans, _reap), Fix(_stale_inventory, inventory_command.scan), Fix(_stale_specs, _write_specs))
 
 
 def entries(state_dir: str) -> list[str]:

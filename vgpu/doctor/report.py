@@ -18,7 +18,6 @@ from vgpu.doctor.finding import FAILURE, OK, STATES, UNSEEN, WARNING, Check, Fin
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 WIDTH = 79
 EXIT = {OK: 0, UNSEEN: 0, WARNING: 1, FAILURE: 2}
@@ -116,34 +115,29 @@ def _groups(checks: Sequence[Check]) -> list[tuple[str, list[Check]]]:
 
 
 def _print_group(console: Console, checks: Sequence[Check]) -> None:
+    """A row a result; of a check, the worst first."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(width=max(12, *(len(check.name) for check in checks)) if len(checks) < 50 else 24)
-    table.add_column(width=8)
-    table.add_column(overflow="fold", ratio=1)
-    for check in checks:
-        _add_rows(table, check)
+    table.add_column(width=max(len(shown) for shown, _ in _SHOWN.values()))
+    table.add_column(overflow="fold", ratio=1)  # fold: a path of an image may be one long word
+    for state, words in (row for check in checks for row in _rows(check)):
+        shown, style = _SHOWN[state]
+        safe = "\n".join(map(output.printable, words))
+        table.add_row(Text(shown, style=style), Text(safe, overflow="fold"))
     console.print(table)
 
 
-def _add_rows(table: Table, check: Check) -> None:
-    """A row a result, the worst first; the check's name stands in the first."""
-    from rich.text import Text
-
-    rows: list[tuple[str, str]] = []
+def _rows(check: Check) -> Iterator[tuple[str, list[str]]]:
+    """(state, lines) of each result; what is well in one line, after the check's name."""
     for one in sorted(check.findings, key=lambda one: -STATES.index(one.severity)):
         title = catalogue.entries()[one.code].title
-        words = f"{one.code} {title}\n{one.subject}: {one.evidence}\nto mend it: {one.remedy}"
-        rows.append((one.severity, words))
-    rows += [(UNSEEN, f"{one.subject}: {one.why}") for one in check.unseen]
-    if check.seen or not rows:
-        rows.append((OK, "; ".join(check.seen) or "nothing found"))
-    for number, (state, words) in enumerate(rows):
-        shown, style = _SHOWN[state]
-        name = output.printable(check.name) if number == 0 else ""
-        safe = "\n".join(map(output.printable, words.split("\n")))
-        table.add_row(Text(name, overflow="fold"), Text(shown, style=style), Text(safe, overflow="fold"))
+        yield one.severity, [f"{one.code} {title}", f"{one.subject}: {one.evidence}", f"to mend it: {one.remedy}"]
+    for blind in check.unseen:
+        yield UNSEEN, [f"{blind.subject}: {blind.why}"]
+    if check.seen or not check.results:
+        yield OK, [f"{check.name}: {'; '.join(check.seen) or 'nothing found'}"]
 
 
 def summary(report: Report) -> str:

@@ -91,6 +91,43 @@ def _version(prefix: Prefix, plan: dict[str, Any]) -> str:
     return ""
 
 
+def started_by(launcher: str, proc: str = "/proc") -> set[str]:
+    """Ids of the containers, with a slice or without, that an engine started by `launcher` and will end by it.
+
+    containerd's shims have a container's folder as their working folder, with the runtime's path in the file `runtime`;
+    Podman's and CRI-O's conmon has it on its command line.
+    """
+    found: set[str] = set()
+    for process in filter(str.isdecimal, os.listdir(proc)):
+        try:
+            with open(f"{proc}/{process}/comm") as stream:
+                name = stream.read().strip()
+            if name.startswith("containerd-shim"):
+                found |= _of_shim(os.path.dirname(os.readlink(f"{proc}/{process}/cwd")), launcher)
+            elif name == "conmon":
+                with open(f"{proc}/{process}/cmdline", errors="replace") as stream:
+                    words = stream.read().split("\0")
+                options = dict(zip(words, words[1:], strict=False))
+                if launcher in (options.get("-r"), options.get("--runtime")):
+                    found.add(options.get("-c") or options.get("--cid") or f"of process {process}")
+        except OSError:  # it has ended, or is another user's
+            continue
+    return found
+
+
+def _of_shim(folder: str, launcher: str) -> set[str]:
+    """folder: of all containers in one of containerd's namespaces."""
+    found = set()
+    for container in os.listdir(folder):
+        try:
+            with open(f"{folder}/{container}/runtime", errors="replace") as stream:
+                if stream.read(4096).strip() == launcher:
+                    found.add(container)
+        except OSError:
+            continue
+    return found
+
+
 def using(tenants: Iterable[Tenant], version: Version) -> list[Tenant]:
     """Those on `version`, and those that could be."""
     return [tenant for tenant in tenants if tenant.version in (version.name, "")]

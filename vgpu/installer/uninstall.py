@@ -1,7 +1,7 @@
 """Take out versions that nobody uses, or everything.
 
-Engines' configurations go first, so that no engine names what is no longer there. Nothing of somebody else goes, and no
-folder that a running container's hooks and libraries are in.
+Engines' configurations go first, so that no engine names what is no longer there. While containers run that we started
+the launcher stays, as it is by it that the engine ends them, and so does what their hooks and libraries are in.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from vgpu import configure
 from vgpu.installer import config, layout, tenants, version
 from vgpu.installer.install import units
 from vgpu.installer.layout import CURRENT, LINKS, PREVIOUS, Prefix, Version
-from vgpu.installer.tenants import Tenant
 from vgpu.output import message
 
 ENGINES: Mapping[str, tuple[configure.Editor, str]] = {
@@ -70,12 +69,12 @@ def uninstall(prefix: Prefix, wanted: Wanted) -> bool:
         print(f"{prefix.path}: nothing of vgpu is installed there")
         return False
     policy = _policy(prefix)
-    running = tenants.find(prefix, policy.state_dir)
+    running = _running(prefix, policy)
     if running and not wanted.force:
         raise HostError(
             "VGPU-INST-003",
-            f"{len(running)} containers with a slice run: {', '.join(one.shown() for one in running)}",
-            remedy="end them first (vgpu ps), or use --force: they run on, and the files that they need stay",
+            f"{len(running)} containers that vgpu-runtime started are there: {', '.join(running)}",
+            remedy="end and remove them first, or use --force: they run on, and the files that they need stay",
         )
     edits = list(_edits(prefix, wanted.engine_files))
     if wanted.dry_run:
@@ -89,12 +88,28 @@ def uninstall(prefix: Prefix, wanted: Wanted) -> bool:
     with prefix.locked():
         version.clear_unfinished(prefix)
         _remove_units(prefix, wanted.units)
-        for link in (*LINKS, CURRENT, PREVIOUS):  # without `bin` no container starts by us from now on
-            _unlink(prefix.path / link)
-        staying = _remove_versions(prefix, versions, tenants.find(prefix, policy.state_dir))
-        _remove_rest(prefix, policy, purge=wanted.purge, in_use=staying)
-    print(f"{prefix.path}: {len(versions) - len(staying)} versions removed")
+        _unlink(prefix.path / "bin")  # no container starts by us from now on
+        if running := _running(prefix, policy):
+            prefix.point("bin", LINKS["bin"])
+            staying = _remove_unused(prefix, versions, policy)
+            message(f"vgpu: {prefix.path} stays in part, for {', '.join(running)}")
+            message(f"vgpu: when they have ended, take the rest out with {prefix.path}/bin/vgpu uninstall")
+        else:
+            staying = 0
+            for link in (*LINKS, CURRENT, PREVIOUS):
+                _unlink(prefix.path / link)
+            for one in versions:
+                version.remove(prefix, one)
+            _remove_rest(prefix, policy, purge=wanted.purge)
+    print(f"{prefix.path}: {len(versions) - staying} versions removed")
     return True
+
+
+def _running(prefix: Prefix, policy: Policy) -> list[str]:
+    """The containers that need us, as people know them."""
+    found = tenants.find(prefix, policy.state_dir)
+    others = tenants.started_by(f"{prefix.path}/bin/{LAUNCHER_NAME}") - {one.id for one in found}
+    return [*(one.shown() for one in found), *(f"{one[:12]} (without a slice)" for one in sorted(others))]
 
 
 def _policy(prefix: Prefix) -> Policy:
@@ -141,30 +156,25 @@ def _unlink(path: Path) -> None:
         path.unlink()
 
 
-def _remove_versions(prefix: Prefix, versions: Sequence[Version], running: Sequence[Tenant]) -> list[Version]:
-    staying = []
+def _remove_unused(prefix: Prefix, versions: Sequence[Version], policy: Policy) -> int:
+    """Takes out the versions that no container stands on, but for the current one; how many stay."""
+    found, staying = tenants.find(prefix, policy.state_dir), 0
     for one in versions:
-        users = tenants.using(running, one)
-        if users:
-            staying.append(one)
-            message(f"vgpu: {one.home} stays: {', '.join(user.shown() for user in users)}")
+        if one.home == prefix.home(CURRENT) or tenants.using(found, one):
+            staying += 1
         else:
             version.remove(prefix, one)
-    if staying:
-        again = f"{staying[0].home}/bin/vgpu uninstall --prefix {prefix.path}"
-        message(f"vgpu: when those containers have ended, take the rest out with {again}")
     return staying
 
 
-def _remove_rest(prefix: Prefix, policy: Policy, *, purge: bool, in_use: Sequence[Version]) -> None:
-    if not in_use:
-        if not config.remove(prefix, purge=purge):
-            message(f"vgpu: {prefix.config} is yours and stays; --purge takes it too")
-        _remove_known(policy.state_dir, STATE)
-        if purge:
-            _remove_known(policy.log_dir, LOG)
-        elif os.path.isdir(policy.log_dir):
-            message(f"vgpu: {policy.log_dir} has the audit log and stays; --purge takes it too")
+def _remove_rest(prefix: Prefix, policy: Policy, *, purge: bool) -> None:
+    if not config.remove(prefix, purge=purge):
+        message(f"vgpu: {prefix.config} is yours and stays; --purge takes it too")
+    _remove_known(policy.state_dir, STATE)
+    if purge:
+        _remove_known(policy.log_dir, LOG)
+    elif os.path.isdir(policy.log_dir):
+        message(f"vgpu: {policy.log_dir} has the audit log and stays; --purge takes it too")
     for folder in (prefix.versions, prefix.path / "etc", prefix.path):
         layout.remove_empty(folder)
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
-from typing import Any
 
-import yaml
-
-from vgpu.doctor.finding import CannotSee, Result, Seen, found
+from oci_hook.errors import VgpuError
+from runtime_config import cdi, cdi_check
+from vgpu.cdi import expected_text
+from vgpu.doctor.finding import Result, Seen, found
 from vgpu.doctor.host.driver import module_version
-from vgpu.doctor.host.machine import Host, Run
+from vgpu.doctor.host.machine import Host, NoPolicy, Run
 
 HOOK_FOLDERS = ("/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d", "/run/containers/oci/hooks.d")
-CDI_FOLDERS = ("/etc/cdi", "/run/cdi")
-_NVIDIA_LIBRARY = re.compile(r"/lib(?:cuda|nvidia-[\w-]+|nvcuvid)\.so\.(\d+(?:\.\d+){1,2})$")
-_SHOWN = 3  # names in one evidence
+_CDI_FOLDERS = ("/etc/cdi", "/run/cdi")  # /var/run is a link to /run
 
 
 def hook_files(host: Host) -> Iterator[Result]:
@@ -43,52 +40,22 @@ def _files(host: Host, folders: tuple[str, ...], *ends: str) -> list[str]:
 
 
 def cdi_specs(host: Host) -> Iterator[Result]:
-    good, driver = 0, module_version(host)
-    for path in _files(host, CDI_FOLDERS, ".json", ".yaml"):
-        try:
-            named = set(_named(yaml.safe_load(host.read(path) or "")))  # JSON is YAML
-        except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
-            first = str(error).partition("\n")[0]
-            yield found("VGPU-ENG-008", path, f"it cannot be read: {first}", remedy=f"make it anew, or: rm {path}")
-            continue
-        missing = sorted(name for name in named if not _is_there(host, name))
-        others = sorted({match[1] for name in named if (match := _NVIDIA_LIBRARY.search(name))} - {driver})
-        remedy = _anew(path)
-        if missing:
-            more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-            yield found("VGPU-ENG-006", path, f"not there: {', '.join(missing[:_SHOWN])}{more}", remedy=remedy)
-        elif others and driver:
-            evidence = f"it is of driver {', '.join(others)}, and the kernel has {driver}"
-            yield found("VGPU-ENG-007", path, evidence, remedy=remedy)
-        else:
-            good += 1
-    yield Seen(f"{good} CDI specs")
+    """What `vgpu cdi check` finds, below the host's root."""
+    specs = list(cdi.folder_specs([host.path(folder) for folder in _CDI_FOLDERS]))
+    root = "" if host.root == "/" else host.root.rstrip("/")
+    findings = cdi_check.check(specs, _ours_now(host), module_version(host), root=root)
+    for one in findings:
+        path, what, remedy = (text.replace(f"{root}/", "/") for text in (one.path, one.what, one.remedy))
+        yield found(one.code, path, what, remedy=remedy)
+    yield Seen(f"{len(specs) - len({one.path for one in findings})} CDI specs are good")
 
 
-def _is_there(host: Host, name: str) -> bool:
+def _ours_now(host: Host) -> str | None:
+    """What our own spec should say; None where that cannot be told."""
     try:
-        return host.stat(name) is not None
-    except CannotSee:
-        return True  # a folder that we may not look into
-
-
-def _anew(path: str) -> str:
-    kind = os.path.basename(path)
-    command = "nvidia-ctk cdi generate --output=" if kind.startswith("nvidia") else "vgpu cdi generate --output "
-    return f"{command}{path}"
-
-
-def _named(spec: Any) -> Iterator[str]:
-    """All host paths of a CDI spec: device nodes, mounts' sources, hooks' programs."""
-    edits = [spec.get("containerEdits") or {}]
-    edits += [device.get("containerEdits") or {} for device in spec.get("devices") or []]
-    for edit in edits:
-        for node in edit.get("deviceNodes") or []:
-            yield str(node.get("hostPath") or node["path"])
-        for mount in edit.get("mounts") or []:
-            yield str(mount["hostPath"])
-        for hook in edit.get("hooks") or []:
-            yield str(hook["path"])
+        return expected_text(host.policy, refresh=False)
+    except (NoPolicy, VgpuError):
+        return None
 
 
 CHECKS: tuple[tuple[str, str, Run], ...] = (("engines", "hook files", hook_files), ("engines", "CDI", cdi_specs))

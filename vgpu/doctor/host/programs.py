@@ -158,4 +158,4 @@ def _changelog(host: Host, package: str) -> str | None:
         return None
 
 
-CHECKS: tuple[tuple[str, str, Run], ...] = (("engines", "versions", check),)
+CHECKS: tuple[tuple[str, str, Run], ...] = (("engines", "programs", check),)

@@ -16,7 +16,7 @@ from vgpu.doctor.finding import CannotSee, Result, Seen, found, refused
 from vgpu.doctor.host.machine import Host, Run, why
 
 WAITING_S = 60.0  # a container that is created and not started for so long has been forgotten
-_RUNTIMES = ("runc", "crun", "youki")
+_FORKING_RUNTIMES = ("crun", "youki")
 
 
 def folders(host: Host) -> Iterator[Result]:
@@ -90,9 +90,9 @@ def orphans(host: Host) -> Iterator[Result]:
         if not ledger.alive(one):
             evidence = f"process {owner.pid} is gone; it still holds {_held(one)}"
             yield found("VGPU-STA-001", ledger.folder(state, one.id), evidence)
-        elif waits := _waits(owner.pid):
+        elif waits := _waits(owner.pid, one.id):
             evidence = f"process {owner.pid} is still {waits} and never became the container's program; {_held(one)}"
-            remedy = f"kill {owner.pid} && vgpu doctor --fix"
+            remedy = f"kill -9 {owner.pid} && vgpu doctor --fix"
             yield found("VGPU-STA-003", ledger.folder(state, one.id), evidence, remedy=remedy)
     yield Seen("every other slice has a living process")
 
@@ -109,7 +109,7 @@ def _age_s(path: str) -> float:
         return 0.0
 
 
-def _waits(pid: int) -> str:
+def _waits(pid: int, container: str) -> str:
     """The runtime's name, if the process is that of a container that was created and not started, for long; else ""."""
     started = ledger.process(pid)
     if started is None:
@@ -119,12 +119,13 @@ def _waits(pid: int) -> str:
         return ""
     try:
         comm = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
-        program = os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return ""
-    if comm.startswith("runc:["):
+    if comm.startswith("runc:["):  # as runc calls it until it executes the container's program
         return "runc"
-    return next((name for name in _RUNTIMES if program.removeprefix("memfd:").startswith(name)), "")
+    # crun's is a fork of `crun create ID`; a program of that name in a container would have other arguments
+    return comm if comm in _FORKING_RUNTIMES and container.encode() in command else ""
 
 
 def room(host: Host) -> Iterator[Result]:

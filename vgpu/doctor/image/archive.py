@@ -9,6 +9,7 @@ import json
 import os
 import posixpath
 import re
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any, Protocol
@@ -86,16 +87,20 @@ class StreamStore:
         self._documents: dict[str, Any] = {}
         self._layers: dict[str, Layer] = {}
         self._same: dict[str, str] = {}  # old versions of Docker link layers that are the same
-        members = layer.Members(layer.plain(stream), budget)
-        for member in members:
-            name = "/".join(layer.parts(member.name))
-            if member.issym() or member.islnk():
-                target = posixpath.join(posixpath.dirname(name), member.linkname) if member.issym() else member.linkname
-                self._same[name] = posixpath.normpath(target)
-            elif member.isreg():
-                at(name)
-                with members.open(member) as content:
-                    self._take(name, content, member.size, budget)
+        with layer.reading():
+            members = layer.Members(layer.plain(stream), budget)
+            for member in members:
+                self._read(members, member, budget, at)
+
+    def _read(self, members: layer.Members, member: tarfile.TarInfo, budget: Budget, at: At) -> None:
+        name = "/".join(layer.parts(member.name))
+        if member.issym() or member.islnk():
+            target = posixpath.join(posixpath.dirname(name), member.linkname) if member.issym() else member.linkname
+            self._same[name] = posixpath.normpath(target)
+        elif member.isreg():
+            at(name)
+            with members.open(member) as content:
+                self._take(name, content, member.size, budget)
 
     def _take(self, name: str, content: IO[bytes], size: int, budget: Budget) -> None:
         peeked = Peeked(content)

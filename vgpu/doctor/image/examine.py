@@ -21,6 +21,7 @@ from vgpu.doctor.image.toolkit import Version
 _GROUPS = ("driver in this image", "its program", "CUDA", "every file")
 _MAX_TEXT = 1 << 16  # bytes of a text file of the image
 _PRETTY = re.compile(r'^PRETTY_NAME="?([^"\n]{1,100})', re.MULTILINE)
+_LIBC = re.compile(r"/libc-(2\.[0-9]{1,3})\.so$")
 _CUDART = re.compile(r"libcudart\.so\.([0-9]+\.[0-9]+\.[0-9]+)")
 
 
@@ -109,9 +110,13 @@ def _platform(machine: str) -> str:
 def _libc(asked: Asked) -> str:
     view = _view_or_none(asked)
     if view is not None:
-        facts = asked.root.elf(f"{view.libdir}/libc.so.6")
-        versions = [one for one in (facts.provides if facts else ()) if one.startswith("GLIBC_2")]
-        return f"glibc {max(versions, key=preflight.order, default='?').removeprefix('GLIBC_')} in {view.libdir}"
+        path = f"{view.libdir}/libc.so.6"
+        facts = asked.root.elf(path)
+        versions = [one[6:] for one in (facts.provides if facts else ()) if one.startswith("GLIBC_2")]
+        if named := _LIBC.search(asked.root.real(path)):  # before 2.34; not each version of glibc has new symbols
+            versions.append(named[1])
+        newest = max(versions, key=lambda one: preflight.order(f"_{one}"), default="?")
+        return f"glibc {newest} in {view.libdir}"
     if asked.root.is_file(f"/lib/ld-musl-{asked.machine}.so.1"):
         return "musl"
     return "no C library"

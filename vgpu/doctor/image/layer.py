@@ -6,11 +6,13 @@ image has: the archive is refused (VGPU-IMG-007), as an engine would refuse it.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import tarfile
 import tempfile
 import zlib
+from collections.abc import Iterator
 from typing import IO, Protocol
 
 from oci_hook import elf, ldcache
@@ -37,6 +39,15 @@ class Stream(Protocol):
 
 def broken(what: str) -> ImageError:
     return ImageError("VGPU-IMG-007", f"the archive {what}", remedy="save the image again, and check its digest")
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Whatever a library says of a broken archive becomes the one error."""
+    try:
+        yield
+    except (*_BROKEN, OSError) as error:
+        raise broken(f"cannot be read: {shown(str(error), 100)}") from None
 
 
 class Budget:
@@ -130,19 +141,15 @@ class Members:
     def __init__(self, stream: Stream, budget: Budget) -> None:
         self._budget = budget
         counted = Counted(stream, budget)
-        try:
+        with reading():
             self._archive = tarfile.open(fileobj=counted, mode="r|", tarinfo=Member, errorlevel=1)  # noqa: SIM115
-        except (*_BROKEN, OSError) as error:
-            raise _cannot(error) from None
 
     def __iter__(self) -> Members:
         return self
 
     def __next__(self) -> tarfile.TarInfo:
-        try:
+        with reading():
             member = self._archive.next()
-        except (*_BROKEN, OSError) as error:
-            raise _cannot(error) from None
         if member is None:
             raise StopIteration
         self._archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
@@ -156,10 +163,6 @@ class Members:
         return content
 
 
-def _cannot(error: Exception) -> ImageError:
-    return broken(f"cannot be read: {shown(str(error), 100)}")
-
-
 def parts(name: str) -> Parts:
     """The names on the way. Raises ImageError for one that leads upwards, which no engine takes either."""
     found = tuple(part for part in name.split("/") if part not in ("", "."))
@@ -171,12 +174,10 @@ def parts(name: str) -> Parts:
 def read(stream: Stream, budget: Budget) -> Layer:
     """A whole layer. Raises ImageError."""
     layer = Layer()
-    try:
+    with reading():
         members = Members(plain(stream), budget)
         for member in members:
             _add(layer, members, member, budget)
-    except (*_BROKEN, OSError) as error:
-        raise _cannot(error) from None
     return layer
 
 
@@ -193,7 +194,7 @@ def _add(layer: Layer, members: Members, member: tarfile.TarInfo, budget: Budget
         if len(layer.gone[-1]) != len(way):
             raise broken(f"takes out {shown(member.name, 200)}, which is nothing")
     elif member.islnk():
-        layer.hard.append((way, parts(member.linkname)))
+        layer.entries.append((way, parts(member.linkname)))
     elif member.isdir():
         layer.entries.append((way, Node(FOLDER, member.mode)))
     elif member.issym():

@@ -98,7 +98,8 @@ def _of_file(name: str, path: str, reference: str, machine: str, at: At) -> Imag
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise _not_there(name, "it is neither a folder nor a regular file")
-        head = layer.Peeked(layer.plain(layer.Peeked(stream))).head
+        with layer.reading():
+            head = layer.plain(stream).head
         if not layer.is_tar(head):
             raise _not_there(name, "it is no tar archive")
         stream.seek(0)

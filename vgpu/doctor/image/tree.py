@@ -40,15 +40,16 @@ class Node:
 
 @dataclass(slots=True)
 class Layer:
-    """entries: in their order. gone: what it takes out of the layers below; emptied: folders that hide those below.
+    """entries: in their order; for a hard link the other name instead of a node. gone: what it takes out of the layers
+    below; emptied: folders that hide those below. Parts: a path's names, without "/"; none is ".."."""
 
-    hard: further names of files, with the first one. parts: a path's names, without "/"; none is "..".
-    """
-
-    entries: list[tuple[Parts, Node]] = field(default_factory=list)
+    entries: list[tuple[Parts, Node | Parts]] = field(default_factory=list)
     gone: list[Parts] = field(default_factory=list)
     emptied: list[Parts] = field(default_factory=list)
-    hard: list[tuple[Parts, Parts]] = field(default_factory=list)
+
+
+def _path(parts: Parts) -> str:
+    return "/" + "/".join(parts)
 
 
 class Tree:
@@ -62,19 +63,17 @@ class Tree:
     def apply(self, layer: Layer) -> None:
         """One more layer on top. Links that are on the way to a name are followed, as an engine does."""
         for parts in layer.emptied:
-            folder = self.node("/".join(parts))
+            folder = self.node(_path(parts))
             if folder is not None:
                 folder.names.clear()
         for parts in layer.gone:
-            folder = self.node("/".join(parts[:-1]))
+            folder = self.node(_path(parts[:-1]))
             if folder is not None and parts:
                 folder.names.pop(parts[-1], None)
-        for parts, node in layer.entries:
-            self._put(parts, node)
-        for parts, first in layer.hard:
-            same = self.node("/".join(first), follow=False)
-            if same is not None and same.kind != FOLDER:
-                self._put(parts, same)
+        for parts, new in layer.entries:
+            node = self.node(_path(new), follow=False) if isinstance(new, tuple) else new
+            if node is not None and not (isinstance(new, tuple) and node.kind == FOLDER):
+                self._put(parts, node)
 
     def _put(self, parts: Parts, node: Node) -> None:
         if not parts:
@@ -92,7 +91,7 @@ class Tree:
         for position, name in enumerate(parts):
             below = at.names.get(name)
             if below is not None and below.kind == LINK:
-                below = self.node("/".join(parts[: position + 1]))
+                below = self.node(_path(parts[: position + 1]))
             if below is None or below.kind != FOLDER:
                 below = Node(FOLDER)
                 at.names[name] = below
@@ -106,7 +105,7 @@ class Tree:
 
     def _walk(self, path: str, follow: bool) -> tuple[Node, list[str]] | None:
         """The node, and the names on the way to it without links."""
-        if "\0" in path or len(path.encode("utf-8", "surrogatepass")) >= _MAX_PATH:
+        if not path or "\0" in path or len(path.encode("utf-8", "surrogatepass")) >= _MAX_PATH:
             return None
         pending, links = path.split("/")[::-1], 0
         way, named = [self.root], [""]
