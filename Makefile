@@ -11,6 +11,7 @@
 # make reproducible   two builds as different as can be: are the bytes the same?
 # make images-context   dist/images, from which the container images are built without a network
 # make chart   the Helm chart, rendered by Helm itself into packaging/kubernetes, linted and tested
+# make packages   the .deb and the .rpm, in dist/; packages-test: the .deb in a fresh Debian 12 and 13 (minutes)
 # make artefacts-test   what takes too long for make test: pip builds the source archive in a clean environment
 # make bench-placement  placement policies on simulated clusters, bit for bit as committed
 # make matrix  other versions of engines and runtimes, really run: docs/compatibility.md (minutes; not part of make test)
@@ -22,7 +23,7 @@ CC_CLIENT := $(PYTHON) -m ziglang cc -target $(shell uname -m)-linux-gnu.2.17 -O
 C_FILES = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h' | grep -v /generated/)
 PARTS := build/.launcher build/.python build/.wrapper build/.sim build/fixtures/cuda_client
 
-.PHONY: matrix demo test lint build bench bench-wrapper bench-preflight bench-share bench-placement storm gpu-check wheel sbom reproducible images-context chart artefacts-test clean
+.PHONY: matrix demo test lint build bench bench-wrapper bench-preflight bench-share bench-placement storm gpu-check wheel sbom reproducible images-context chart artefacts-test packages packages-test clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -37,12 +38,12 @@ lint: .venv/.bootstrapped
 	$(PYTHON) -m mypy
 	$(PYTHON) -m mypy -p tests.harness -p tests.e2e -p benchmarks
 	MYPYPATH=. $(PYTHON) -m mypy packaging/install.py packaging/demo.py
-	MYPYPATH=.:packaging $(PYTHON) -m mypy -p artefacts
+	MYPYPATH=.:packaging $(PYTHON) -m mypy -p artefacts -p packages
 	$(PYTHON) -m mypy packaging/images/node.py packaging/images/slice.py
 	clang-format --dry-run -Werror $(C_FILES)
 	$(PYTHON) -m libcuda_wrap.gen --check
 	$(PYTHON) -m vgpu.doctor.manual --check
-	shellcheck packaging/bootstrap.sh .ci/run
+	shellcheck packaging/bootstrap.sh packaging/packages/scripts/* .ci/run
 
 build: $(PARTS)
 
@@ -84,6 +85,13 @@ wheel: .venv/.bootstrapped
 	$(PYTHON) -m hatchling build -d dist
 	$(ARTEFACTS).closure dist/*.whl dist/*.tar.gz
 	$(ARTEFACTS).sbom dist/*.whl dist/*.tar.gz
+
+packages: build
+	PYTHONPATH=.:packaging $(PYTHON) -m packages.build
+	$(ARTEFACTS).closure dist/*.deb dist/*.rpm
+
+packages-test: build
+	VGPU_LONG_TESTS=1 $(PYTHON) -m pytest tests/packages
 
 # of whatever lies in dist/: packages too
 sbom: .venv/.bootstrapped
