@@ -13,7 +13,7 @@ import pytest
 from prepared import DRIVER, LIBRARIES, Installation, Tree, fault, look, mended
 
 from runtime_config import launcher_conf
-from runtime_config.engines import crio, podman
+from runtime_config.engines import crio, hooks_d, podman
 from tests.harness import bundle, dockerd
 from vgpu.doctor.finding import OK, UNSEEN
 from vgpu.doctor.host import programs
@@ -251,6 +251,19 @@ def test_a_hook_file_whose_program_is_gone(tree: Tree) -> None:
     path = hook_file(tree, json.dumps({"version": "1.0.0", "hook": {"path": program}, "when": {"always": True}}))
     one = fault(tree.host, "hook files", "VGPU-ENG-004", path.name, program)
     tree.follow(one.remedy.partition("or: ")[2])
+    mended(tree.host, "hook files", "VGPU-ENG-004")
+
+
+@pytest.mark.seeds("VGPU-ENG-004")
+def test_our_own_hook_file_after_vgpu_was_moved_away(tree: Tree) -> None:
+    tree.program("usr/bin/python3.11", "")
+    script = tree.write("opt/vgpu/lib/vgpu/python/vgpu_hook.py", "")
+    text = hooks_d.HookFile("prestart", "/usr/bin/python3.11", "/opt/vgpu").text()
+    tree.write("usr/share/containers/oci/hooks.d/vgpu-prestart.json", text)
+    mended(tree.host, "hook files", "VGPU-ENG-004")
+    script.unlink()
+    fault(tree.host, "hook files", "VGPU-ENG-004", "vgpu-prestart.json", "/opt/vgpu/lib/vgpu/python/vgpu_hook.py")
+    script.touch()  # installed again
     mended(tree.host, "hook files", "VGPU-ENG-004")
 
 
