@@ -274,6 +274,11 @@ def test_a_toolkit_that_is_newer_than_the_driver(debian_root: Root, driver: Driv
         assert found.severity == severity and "use an image with CUDA 12.2 or older" in found.remedy
     version.write_text('{"cuda": {"version": "12.2.2"}}')
     assert findings(root, driver) == []
+    package = root / "usr/local/lib/python3.12/site-packages/nvidia_cuda_runtime-13.0.96.dist-info"
+    package.mkdir(parents=True)
+    one(findings(root, driver), "VGPU-IMG-010", "nvidia_cuda_runtime-13.0.96.dist-info is CUDA 13.0")
+    package.rename(package.with_name("nvidia_cuda_runtime_cu12-12.1.105.dist-info"))
+    assert findings(root, driver) == []
 
 
 @pytest.mark.seeds("VGPU-IMG-011", "VGPU-IMG-012")
