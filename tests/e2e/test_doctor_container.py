@@ -1,4 +1,4 @@
-"""vgpu doctor on dockerd: a container by its name, with what `docker exec` brings in; and an archive without secrets."""
+"""vgpu doctor on dockerd: a container by name, with what `docker exec` brings in; an archive without secrets."""
 
 from __future__ import annotations
 
