@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from tests.harness import bundle, installed
@@ -18,6 +19,7 @@ from tests.harness.installed import Vgpu
 
 pytestmark = pytest.mark.e2e
 GIB = 1 << 30
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs/doctor.schema.json").read_text())
 SLICE = {"vgpu.memory": "8GiB"}
 # crun differs in how a process is found (no control group) and what a hook's output is worth: three tests show that
 RUNC = pytest.mark.parametrize("low_level", ["runc"], indirect=True)
@@ -54,6 +56,7 @@ def examined(vgpu: Vgpu, box: Container, *, code: int) -> dict[str, Any]:
     done = vgpu("doctor", "container", box.id, "--json", check=False)
     assert done.returncode == code, done
     found: dict[str, Any] = json.loads(done.stdout)
+    jsonschema.validate(found, SCHEMA)
     return found
 
 

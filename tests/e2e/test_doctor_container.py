@@ -1,9 +1,11 @@
-"""vgpu doctor container on dockerd: by name, with what `docker exec` brings in."""
+"""vgpu doctor on dockerd: a container by name, with what `docker exec` brings in; an archive without secrets."""
 
 from __future__ import annotations
 
 import json
+import tarfile
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,3 +54,25 @@ def wait_for(vgpu: Vgpu, count: int) -> None:
 
 def doctor(vgpu: Vgpu) -> str:
     return vgpu("doctor", "container", "job", "--json", check=False).stdout
+
+
+def test_what_a_user_gave_a_container_is_not_in_the_archive(
+    docker: Docker, docker_vgpu: Vgpu, c_image: str, tmp_path: Path
+) -> None:
+    secret = "hunter2-hunter2"
+    words = (f"--env=PASSWORD={secret}", f"--label=team={secret}", f"--env=VGPU_CORES={secret}")
+    run = ("run", "--detach", "--rm", "--runtime=vgpu", "--name=job", "--label=vgpu.memory=8GiB", *words[:2])
+    docker(*run, c_image, "sleep", "300", check=True)
+    try:
+        refused = docker("run", "--rm", "--runtime=vgpu", "--env=VGPU_MEMORY=1GiB", *words[1:], c_image, "true")
+        assert refused.returncode == 125 and secret in refused.stderr, refused
+        file = tmp_path / "support.tar.gz"
+        docker_vgpu("doctor", "bundle", "--offline", "--yes", "--output", str(file))
+    finally:
+        docker("rm", "--force", "job", check=True)
+    with tarfile.open(file) as archive:
+        found = {entry.name: archive.extractfile(entry) for entry in archive}
+        texts = {name: stream.read().decode() for name, stream in found.items() if stream}
+    assert [name for name, text in texts.items() if secret in text] == []
+    assert any(name.startswith("vgpu-support/containers/") for name in texts)
+    assert "VGPU-REQ-002" in texts["vgpu-support/failures.jsonl"]
