@@ -6,7 +6,9 @@ goes, so that no program finds the GPU; the control group's rule stays, as a run
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 
 from oci_hook import syscalls
 from oci_hook.errors import ImageError, shown
@@ -42,6 +44,8 @@ def _unmount(folder: int, name: str) -> bool:
     """Takes away the mount that is on the file; False if there is none."""
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
+        if stat.S_ISLNK(os.fstat(fd).st_mode):
+            raise OSError(errno.ELOOP, "a link of the image's: the runtime has followed it")
         if syscalls.mount_id(fd) == syscalls.mount_id(folder):
             return False
         syscalls.unmount(fd)
