@@ -113,7 +113,8 @@ def rollback_command(
 def uninstall_command(
     prefix: Given = None,
     engine_config: Annotated[
-        list[str] | None, typer.Option("--engine-config", help="docker=FILE or containerd=FILE, if not the usual one.")
+        list[str] | None,
+        typer.Option("--engine-config", help="docker=FILE, podman=FILE and so on, if not the usual one."),
     ] = None,
     units: Units = None,
     purge: Annotated[bool, typer.Option("--purge", help="Also config.yaml and the audit log.")] = False,
@@ -121,13 +122,13 @@ def uninstall_command(
     dry_run: Plan = False,
 ) -> None:
     """Take vgpu out of the engines' configurations, then off this host."""
-    from vgpu.installer import install, layout, uninstall
+    from vgpu.installer import engines, install, layout, uninstall
 
     engine_files = {}
     for one in engine_config or []:
         engine, _, path = one.partition("=")
-        if engine not in uninstall.ENGINES or not path:
-            raise typer.BadParameter(f"--engine-config {one!r}: write one of {', '.join(uninstall.ENGINES)}, =, a path")
+        if engine not in engines.NAMES or not path:
+            raise typer.BadParameter(f"--engine-config {one!r}: write one of {', '.join(engines.NAMES)}, =, a path")
         engine_files[engine] = os.path.abspath(path)
     where = layout.of(prefix or layout.own_prefix())
     wanted = uninstall.Wanted(engine_files, install.unit_folder(where, units), purge, force, dry_run)

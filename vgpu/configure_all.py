@@ -54,7 +54,8 @@ def _docker(wish: Wish, program: str, tell: Tell) -> dict[str, Any]:
 
 def _containerd(wish: Wish, program: str, tell: Tell) -> dict[str, Any]:
     edit = wish.edit(containerd.DEFAULT_PATH, containerd)
-    return configure_containerd.do(edit, wish.prefix, program if wish.verify and program else None, tell)
+    asked = program or "containerd"
+    return configure_containerd.do(edit, wish.prefix, asked, tell, verify=wish.verify and bool(program))
 
 
 ENGINES = {

@@ -6,8 +6,8 @@ import json
 import os
 from pathlib import Path
 
+from prepared import Installation
 from pytest import MonkeyPatch
-from seeded import Installation
 from test_host_state import dead, slice_of
 
 from runtime_config import cdi

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from seeded import BUS, DRIVER, LIBRARIES, Installation, Tree, fault, look, mended
+from prepared import BUS, DRIVER, LIBRARIES, Installation, Tree, fault, look, mended
 
 from libcuda_wrap.sim import create
 from oci_hook import inventory_scan, policy, quota_file
@@ -260,7 +260,7 @@ def test_a_wrapper_of_another_build(here: Installation) -> None:
     assert good.count(b"vgpu\0\0\0\0" + ours) == 1
     with here.kept(wrapper):
         wrapper.write_bytes(good.replace(b"vgpu\0\0\0\0" + ours, b"vgpu\0\0\0\0" + bytes([9, 0, 0, 0, 9, 0, 0, 0])))
-        fault(here.host, "wrapper", "VGPU-STA-006", str(wrapper), "quota 9, usage 9")
+        fault(here.host, "wrapper", "VGPU-STA-006", "wrapper/libcuda.so.1", "quota 9, usage 9")
         wrapper.write_bytes(b"\x7fELF of long ago")
         fault(here.host, "wrapper", "VGPU-STA-006", "not named in it")
     mended(here.host, "wrapper", "VGPU-STA-006")  # its own build is there again
@@ -268,13 +268,12 @@ def test_a_wrapper_of_another_build(here: Installation) -> None:
 
 @pytest.mark.seeds("VGPU-STA-007")
 def test_an_installed_file_that_was_changed(here: Installation) -> None:
-    hook = here.vgpu.prefix / "bin/vgpu-hook"
-    with here.kept(hook):
-        hook.write_bytes(hook.read_bytes() + b"\0")
-        fault(here.host, "installed", "VGPU-STA-007", str(hook), "not the file that was installed")
-        hook.unlink()
-        fault(here.host, "installed", "VGPU-STA-007", str(hook), "cannot be read")
-        hook.touch()
+    hook = (here.vgpu.prefix / "bin/vgpu-hook").resolve()
+    hook.write_bytes(hook.read_bytes() + b"\0")
+    one = fault(here.host, "installed", "VGPU-STA-007", str(hook), "not the file that was installed")
+    hook.unlink()
+    fault(here.host, "installed", "VGPU-STA-007", str(hook), "cannot be read")
+    here.follow(one.remedy.replace("FOLDER", f"{ROOT} --units none"))
     mended(here.host, "installed", "VGPU-STA-007")
 
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from seeded import DRIVER, LIBRARIES, Installation, Tree, fault, look, mended
+from prepared import DRIVER, LIBRARIES, Installation, Tree, fault, look, mended
 
 from runtime_config import launcher_conf
 from runtime_config.engines import crio, podman

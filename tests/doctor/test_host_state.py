@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from seeded import Installation, fault, look, mended
+from prepared import Installation, fault, look, mended
 
 from oci_hook import ledger, policy, quota_file
 from oci_hook.records import Allocation, Ask, Placement, Plan, Policy, Process, Request, Slice

@@ -13,7 +13,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from seeded import Installation, Tree
+from prepared import Installation, Tree
 
 from vgpu.doctor import host as checks
 from vgpu.doctor import report

@@ -61,7 +61,7 @@ class Tenant:
         mounted = Path(source).stat()
         (inside,) = [path.stat() for path in Path(f"/proc/{self.box.pid}/root/usr/lib").glob("*/libcuda.so.1")]
         assert (inside.st_dev, inside.st_ino) == (mounted.st_dev, mounted.st_ino)
-        return source.removeprefix(f"{vgpu.prefix}/versions/").partition("-")[0]
+        return str(source).removeprefix(f"{vgpu.prefix}/versions/").partition("-")[0]
 
     def end(self) -> None:
         (self.box.folder / "rootfs/stop").touch()

@@ -19,8 +19,8 @@ CACHE = Path(__file__).resolve().parents[2] / "build/debroot"
 MACHINE = "machine"
 NEEDED = (
     "python3", "python3-cffi", "python3-yaml", "python3-rich", "python3-click", "python3-requests",
-    "python3-typing-extensions", "runc",
-)  # fmt: skip
+    "python3-typing-extensions", "runc", "python3-ply",
+)  # fmt: skip  # the last: debootstrap does not see that it is what python3-pycparser needs
 # what the package manager itself, and runc, keep
 NOT_OURS = ("var/lib/dpkg", "var/log", "var/cache", "var/lib/apt", "proc", "sys", "dev", "tmp", "run/runc", "run/lock")
 # a root of its own, so that runc can pivot; the network of nobody, unless it is asked for

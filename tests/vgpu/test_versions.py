@@ -184,18 +184,33 @@ def test_uninstall_waits_for_the_containers_or_leaves_what_they_need(host: Host)
 
 def test_uninstall_takes_our_keys_out_of_the_engines_files_to_the_byte(host: Host) -> None:
     docker, containerd = host.base / "daemon.json", host.base / "config.toml"
-    texts = {docker: '{\n\t"log-level": "warn"\n}\n', containerd: "version = 2 # ours\n"}
+    data_root = f'{{\n\t"data-root": "{host.base}/no-docker"\n}}\n'  # where no container is
+    texts = {docker: data_root, containerd: "version = 2 # ours\n"}
     for path, text in texts.items():
         path.write_text(text)
     others = host.base / "others.json"
     others.write_text('{"runtimes": {"vgpu": {"path": "/elsewhere/bin/vgpu-runtime"}}}')
     assert host("configure", "docker", "--config", str(docker)).returncode == 0
     assert host("configure", "containerd", "--config", str(containerd)).returncode == 0
-    files = ["--engine-config", f"docker={docker}", "--engine-config", f"containerd={containerd}"]
+    podman, crio, spec, hooks = (host.base / name for name in ("vgpu.conf", "99-vgpu.conf", "cdi.json", "hooks.d"))
+    hooks.mkdir()
+    assert host("inventory", "--refresh").returncode == 0
+    for command in (
+        ("configure", "podman", "--config", str(podman), "--hooks", "--hooks-dir", str(hooks)),
+        ("configure", "crio", "--config", str(crio)),
+        ("cdi", "generate", "--output", str(spec)),
+    ):
+        done = host(*command)
+        assert done.returncode == 0, done
+    named = {"docker": docker, "containerd": containerd, "podman": podman, "crio": crio, "cdi": spec}
+    named |= {f"{stage}-hook": hooks / f"vgpu-{stage}.json" for stage in ("prestart", "poststop")}
+    files = [word for name, path in named.items() for word in ("--engine-config", f"{name}={path}")]
+    assert all(path.exists() for path in named.values())
     shown = host("uninstall", *files, "--dry-run")
     assert shown.returncode == 2 and f'-\t\t\t"path": "{host.prefix}/bin/vgpu-runtime"' in shown.stdout, shown
     assert host("uninstall", *files).returncode == 0
     assert {path: path.read_text() for path in texts} == texts
+    assert not any(path.exists() for path in named.values() if path not in texts)
     assert not list(host.base.glob("*.vgpu-backup")) and not host.prefix.exists()
     wrong = install(host.prefix, "--uninstall", "--engine-config", "podman=")
     assert wrong.returncode == 2 and "engine-config" in wrong.stderr

@@ -14,20 +14,16 @@ from pathlib import Path
 
 from oci_hook.errors import HostError, VgpuError
 from oci_hook.records import Policy
-from runtime_config import files, policy_file
-from runtime_config.engines import LAUNCHER_NAME, containerd, docker
+from runtime_config import policy_file
+from runtime_config.engines import LAUNCHER_NAME
 from vgpu import configure
-from vgpu.installer import config, layout, tenants, version
+from vgpu.installer import config, engines, layout, tenants, version
 from vgpu.installer.install import units
 from vgpu.installer.layout import CURRENT, LINKS, PREVIOUS, Prefix, Version
 from vgpu.output import message
 
-ENGINES: Mapping[str, tuple[configure.Editor, str]] = {
-    "docker": (docker, docker.DEFAULT_PATH),
-    "containerd": (containerd, containerd.DEFAULT_PATH),
-}
-STATE = ("lock", "inventory.json", "inventory.lock", "sim", "containers", "failures", "monitor")
-LOG = ("audit.jsonl*", "audit.lost", "standing.json")
+STATE = ("lock", "turn", "inventory.json", "inventory.lock", "sim", "containers", "failures", "monitor")
+LOG = ("audit.jsonl*", "audit.lock", "audit.lost", "standing.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +72,7 @@ def uninstall(prefix: Prefix, wanted: Wanted) -> bool:
             f"{len(running)} containers that vgpu-runtime started are there: {', '.join(running)}",
             remedy="end and remove them first, or use --force: they run on, and the files that they need stay",
         )
-    edits = list(_edits(prefix, wanted.engine_files))
+    edits = engines.edits(prefix, wanted.engine_files, force=wanted.force)
     if wanted.dry_run:
         for _, change in edits:
             print(change.diff(), end="")
@@ -124,20 +120,6 @@ def _policy(prefix: Prefix) -> Policy:
             if compiled.exists():
                 return policy.load(str(compiled))
         return Policy(runtime="", prefix=str(prefix.path))
-
-
-def _edits(prefix: Prefix, given: Mapping[str, str]) -> list[tuple[configure.Edit, configure.Change]]:
-    """What has to go from the engines' files: our keys, where they name this prefix. Raises VGPU-CFG-001 and -003."""
-    found = []
-    launcher = str(prefix.path / "bin" / LAUNCHER_NAME)
-    for name, (editor, usual) in ENGINES.items():
-        path = given.get(name, usual)
-        file = files.read(path)
-        if file.data is None or editor.find(files.decode(file), path).launcher != launcher:
-            continue
-        edit = configure.Edit(path, editor, undo=True)
-        found.append((edit, configure.plan(edit, str(prefix.path))))
-    return found
 
 
 def _remove_units(prefix: Prefix, folder: str | None) -> None:

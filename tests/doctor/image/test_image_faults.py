@@ -21,6 +21,7 @@ from vgpu.doctor.image.driver import Driver
 Root = Callable[..., Path]
 NEW = "#include <pthread.h>\nint main(void) { pthread_create(0, 0, 0, 0); return 0; }"  # GLIBC_2.34, where it moved
 LIBDIR = rootfs.LIBDIR
+WHEELS = Path(__file__).parents[3] / "build/wheels"
 
 
 def one(found: list[Finding], code: str, *words: str) -> Finding:
@@ -107,11 +108,26 @@ def test_a_python_package_of_nvidia_with_a_library_removed(debian_root: Root, dr
 
 
 def pip(site: Path, wheel: str) -> None:
-    """Installs one wheel into a tree, from wherever this machine gets packages; a skip where it cannot be had."""
-    command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--upgrade"]
-    done = subprocess.run([*command, "--target", str(site), wheel], capture_output=True, text=True, timeout=110)
-    if done.returncode:
-        pytest.skip(f"{wheel} cannot be downloaded: {done.stderr[-200:]}")
+    """Installs one wheel into a tree; it is downloaded once, and a skip says so where it cannot be had."""
+    run = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    kept = WHEELS / wheel
+    if not kept.exists():
+        command = [*run, "download", "--no-deps", "-d", str(kept), wheel]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+        if done.returncode:
+            shutil.rmtree(kept, ignore_errors=True)
+            pytest.skip(f"{wheel} cannot be downloaded: {done.stderr[-200:]}")
+    install = [
+        *run,
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--upgrade",
+        "--target",
+        str(site),
+        *map(str, kept.iterdir()),
+    ]
+    subprocess.run(install, capture_output=True, timeout=110, check=True)
 
 
 @pytest.mark.seeds("VGPU-DEP-006")

@@ -270,6 +270,24 @@ def test_damaged_libraries_and_caches_in_a_root_are_survived(data: st.DataObject
         assert all(one.code.startswith(("VGPU-DEP", "VGPU-IMG")) for one in check.findings)
 
 
+def test_files_whose_search_would_not_end_are_told_and_the_rest_is_looked_at(
+    debian_root: Root, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from looked import program, unseen
+
+    from oci_hook import preflight
+    from vgpu.doctor.image import deep
+
+    root = debian_root("bookworm")
+    app = program(root / "app", "int main(void) { return 0; }", "-Wl,-rpath," + "/usr:" * 300)
+    monkeypatch.setattr(preflight, "_MAX_LOOKUPS", 250)
+    found = findings(root, driver, deep=True)
+    assert [(one.code, one.subject, one.severity) for one in found] == [("VGPU-IMG-005", "/app", "warning")]
+    app.unlink()
+    monkeypatch.setattr(deep, "MAX_SECONDS", 0.0)
+    assert "were not looked at: it took more than 0 s" in unseen(checks(root, driver, deep=True))
+
+
 def test_names_of_an_image_do_not_reach_the_terminal_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "evil.tar"
     path.write_bytes(packed.saved([packed.layer([Entry("a", b"1")])], packed.document(Entrypoint=["\x1b[2Jboo"])))
