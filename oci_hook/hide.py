@@ -6,7 +6,6 @@ goes, so that no program finds the GPU; the control group's rule stays, as a run
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 
@@ -28,6 +27,8 @@ def hide(container: Container, paths: Sequence[str]) -> None:
     for path in paths:
         folder, name = container.folder(os.path.dirname(path)), os.path.basename(path)
         try:
+            if stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                raise _stays(path, "the image has a link there, which the runtime has followed")
             for _ in range(_STACKED):
                 if not _unmount(folder, name):
                     break
@@ -44,8 +45,6 @@ def _unmount(folder: int, name: str) -> bool:
     """Takes away the mount that is on the file; False if there is none."""
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
-        if stat.S_ISLNK(os.fstat(fd).st_mode):
-            raise OSError(errno.ELOOP, "a link of the image's: the runtime has followed it")
         if syscalls.mount_id(fd) == syscalls.mount_id(folder):
             return False
         syscalls.unmount(fd)
