@@ -164,7 +164,7 @@ def test_taken_out_again_nothing_of_ours_is_left(release: str, vgpu: Vgpu, e2e_f
         undone = made.inside(*vgpu.command("configure", "podman", "--undo"))
         assert undone.returncode == 0, undone
         order = [line.partition(":")[0] for line in undone.stdout.splitlines()]
-        assert order == [f"/{HOOKS}/vgpu-prestart.json", f"/{HOOKS}/vgpu-poststop.json", f"/{DROP_IN}"]
+        assert order == [f"/{HOOKS}/vgpu-createRuntime.json", f"/{HOOKS}/vgpu-poststop.json", f"/{DROP_IN}"]
         assert files(made) == before
 
 
