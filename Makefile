@@ -5,7 +5,14 @@
 # make bench   what a start costs, beside plain runc, and what a call costs, beside the driver alone
 # make storm   64 processes on one quota, killed at random, for 5 minutes
 # make gpu-check   on a machine with a GPU: does the slice hold, and what does it cost? Needs no Docker, no network
+# make bench-preflight   what the check of an image costs at its start
 # make bench-share   how exactly a compute share is held
+# make wheel   wheel and source archive in dist/, checked, with their bills of materials (also: make sbom)
+# make reproducible   two builds as different as can be: are the bytes the same?
+# make images-context   dist/images, from which the container images are built without a network
+# make chart   the Helm chart, rendered by Helm itself into packaging/kubernetes, linted and tested
+# make packages   the .deb and the .rpm, in dist/; packages-test: the .deb in a fresh Debian 12 and 13 (minutes)
+# make artefacts-test   what takes too long for make test: pip builds the source archive in a clean environment
 # make bench-placement  placement policies on simulated clusters, bit for bit as committed
 # make matrix  other versions of engines and runtimes, really run: docs/compatibility.md (minutes; not part of make test)
 # Each sets up what it needs: see packaging/bootstrap.sh.
@@ -16,7 +23,7 @@ CC_CLIENT := $(PYTHON) -m ziglang cc -target $(shell uname -m)-linux-gnu.2.17 -O
 C_FILES = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h' | grep -v /generated/)
 PARTS := build/.launcher build/.python build/.wrapper build/.sim build/fixtures/cuda_client
 
-.PHONY: matrix demo test lint build bench bench-wrapper bench-share bench-placement storm gpu-check clean
+.PHONY: matrix demo test lint build bench bench-wrapper bench-preflight bench-share bench-placement storm gpu-check wheel sbom reproducible images-context chart artefacts-test packages packages-test clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -31,9 +38,12 @@ lint: .venv/.bootstrapped
 	$(PYTHON) -m mypy
 	$(PYTHON) -m mypy -p tests.harness -p tests.e2e -p benchmarks
 	MYPYPATH=. $(PYTHON) -m mypy packaging/install.py packaging/demo.py
+	MYPYPATH=.:packaging $(PYTHON) -m mypy -p artefacts -p packages
+	$(PYTHON) -m mypy packaging/images/node.py packaging/images/slice.py
 	clang-format --dry-run -Werror $(C_FILES)
 	$(PYTHON) -m libcuda_wrap.gen --check
-	shellcheck packaging/bootstrap.sh .ci/run
+	$(PYTHON) -m vgpu.doctor.manual --check
+	shellcheck packaging/bootstrap.sh packaging/packages/scripts/* .ci/run
 
 build: $(PARTS)
 
@@ -59,11 +69,50 @@ storm: build
 gpu-check:
 	@PYTHON=$$([ -x $(PYTHON) ] && echo $(PYTHON) || echo python3); PYTHONPATH=. $$PYTHON -m benchmarks.gpu_check
 
+bench-preflight: build
+	$(PYTHON) -m benchmarks.preflight
+
 bench-share: build
 	$(PYTHON) -m benchmarks.share
 
 bench-placement: .venv/.bootstrapped
 	PYTHONPATH=. $(PYTHON) -m benchmarks.placement
+
+ARTEFACTS := PYTHONPATH=.:packaging $(PYTHON) -m artefacts
+
+wheel: .venv/.bootstrapped
+	rm -f dist/*.whl dist/*.tar.gz
+	$(PYTHON) -m hatchling build -d dist
+	$(ARTEFACTS).closure dist/*.whl dist/*.tar.gz
+	$(ARTEFACTS).sbom dist/*.whl dist/*.tar.gz
+
+packages: build
+	PYTHONPATH=.:packaging $(PYTHON) -m packages.build
+	$(ARTEFACTS).closure dist/*.deb dist/*.rpm
+
+packages-test: build
+	VGPU_LONG_TESTS=1 $(PYTHON) -m pytest tests/packages
+
+# of whatever lies in dist/: packages too
+sbom: .venv/.bootstrapped
+	$(ARTEFACTS).sbom $(wildcard dist/*.whl dist/*.tar.gz dist/*.deb dist/*.rpm)
+
+reproducible: .venv/.bootstrapped
+	$(ARTEFACTS).reproducible --fresh
+
+images-context: wheel
+	$(ARTEFACTS).context dist/images --wheel dist/*.whl
+
+.venv/.charts: pyproject.toml | .venv/.bootstrapped
+	$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[charts]'
+	@touch $@
+
+chart: .venv/.charts
+	$(ARTEFACTS).manifests
+	VGPU_LONG_TESTS=1 $(PYTHON) -m pytest tests/artefacts/test_chart.py tests/artefacts/test_manifests.py
+
+artefacts-test: build .venv/.charts
+	VGPU_LONG_TESTS=1 $(PYTHON) -m pytest tests/artefacts
 
 clean:
 	rm -rf build/launcher build/python build/wrapper build/sim build/fixtures build/.launcher build/.python build/.wrapper build/.sim

@@ -72,20 +72,22 @@ class Usage:
 
 @dataclass(frozen=True)
 class GpuQuota:
-    """What a container may use of one GPU. priority: 0 low, 1 normal, 2 high."""
+    """What a container may use of one GPU. priority: 0 low, 1 normal, 2 high. charge_permille: 0: as measured."""
 
     uuid: str
     memory_bytes: int
     cores_percent: int
     flags: int
     priority: int
+    charge_permille: int = 0
+    charge_until_s: int = 0
 
 
 @cache
 def ffi() -> Any:
     """The types of both headers. Preprocessor lines and assertions go; array sizes are put in."""
     types = cffi.FFI()
-    for name in ("vgw_quota.h", "vgw_usage.h"):
+    for name in ("vgw_quota.h", "vgw_usage.h", "vgw_share.h"):
         text = (_INCLUDE / name).read_text("utf-8")
         text = re.sub(r"_Static_assert\(.*?\);\n", "", text, flags=re.DOTALL)
         text = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
@@ -117,6 +119,8 @@ def read_quota(path: Path) -> tuple[GpuQuota, ...]:
             gpu.cores_percent,
             gpu.flags,
             gpu.priority,
+            gpu.charge_permille,
+            gpu.charge_until_s,
         )
         for gpu in quota.gpus[0 : quota.gpu_count]
     )

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 KEPT_FAILURES = 100
 MAX_BYTES = 16 << 20  # of audit.jsonl, before it becomes audit.jsonl.1
 KEPT_LOGS = 8  # audit.jsonl.1 to .8
+UNNAMED = ".unnamed"  # stands for an id that cannot be a file's name
+BEGUN = "hook.begun"  # in the container's folder: the hook is at work; if it is killed, that is all that is known
+_MAX_TEXT = 4096
 _BOOT = "/proc/sys/kernel/random/boot_id"
 
 
@@ -99,19 +102,36 @@ def _boot() -> str:
         return ""
 
 
-def failure(state_dir: str, container: str, error: VgpuError) -> None:
+def failure(state_dir: str, container: str, error: VgpuError, **facts: str) -> None:
     """<state>/failures/<id>.json: for those whom the engine shows nothing. The newest KEPT_FAILURES stay.
 
-    container: an id that `ledger.is_id` accepts.
+    container: an id that `ledger.is_id` accepts, or UNNAMED. facts: name, image, bundle; part: who refused.
     """
-    entry = {
-        "schema": 1,
-        "time_ns": time.time_ns(),
-        "id": container,
-        "code": error.code,
-        "message": str(error)[:4096],
-        "remedy": error.remedy,
-    }
+    _keep(state_dir, container, error.code, str(error), error.remedy, time.time_ns(), facts)
+
+
+def bug(state_dir: str, container: str, error: BaseException, **facts: str) -> None:
+    """As `failure`, of what nobody has foreseen."""
+    said = f"{type(error).__name__}: {error}"
+    remedy = "report it, with what `vgpu doctor bundle` writes"
+    _keep(state_dir, container, "VGPU-BUG-001", said, remedy, time.time_ns(), facts)
+
+
+def silent(state_dir: str, container: str, began_ns: int, error: VgpuError, **facts: str) -> None:
+    """As `failure`, of a start that began at `began_ns` (Unix time) and has ended since; what it said itself stays."""
+    try:
+        if os.lstat(f"{state_dir}/failures/{container}.json").st_mtime_ns >= began_ns:
+            return
+    except OSError:
+        pass
+    _keep(state_dir, container, error.code, str(error), error.remedy, began_ns, facts)
+
+
+def _keep(
+    state_dir: str, container: str, code: str, message: str, remedy: str, time_ns: int, facts: dict[str, str]
+) -> None:
+    entry = {"schema": 1, "time_ns": time_ns, "id": container, "code": code, "message": message[:_MAX_TEXT],
+             "remedy": remedy, **{name: text[:_MAX_TEXT] for name, text in facts.items()}}  # fmt: skip
     folder = f"{state_dir}/failures"
     temporary = f"{folder}/.new-{container}-{os.getpid()}"
     try:

@@ -7,7 +7,10 @@ number, so their order is the order in which the ledger changed.
 
 from __future__ import annotations
 
-from oci_hook import audit, fastjson
+import os
+
+from oci_hook import audit, fastjson, ledger
+from oci_hook.errors import HostError, shown
 from oci_hook.records import Allocation, Gpu, Host, Placement, Policy, Process, Request, Slice
 from oci_hook.values import TYPE_CHECKING, as_json, from_json
 
@@ -91,8 +94,31 @@ def ended(policy: Policy, allocation: Allocation, sequence: int, event: str, **f
     from oci_hook import usage_file  # most starts end nobody
 
     _, used = usage_file.read(policy.state_dir, allocation)
+    if allocation.state == "creating" and event != "fail":
+        _note_silence(policy, allocation)
     audit.append(
         policy.log_dir, event, allocation.id, seq=sequence, name=allocation.name, image=allocation.image,
         state=allocation.state, created_ns=allocation.created_ns, labels=allocation.request.labels,
         exclusive=allocation.placement.policy == "exclusive", slices=allocation.placement.slices, use=used, **facts,
     )  # fmt: skip
+
+
+def _note_silence(policy: Policy, allocation: Allocation) -> None:
+    error, part = silence(policy, allocation)
+    audit.silent(
+        policy.state_dir, allocation.id, allocation.created_ns, error, name=allocation.name, image=allocation.image,
+        part=part,
+    )  # fmt: skip
+
+
+def silence(policy: Policy, allocation: Allocation) -> tuple[HostError, str]:
+    """A start that is dead, of which nobody could say why: all that is known then, and whose part it was in."""
+    begun = os.path.lexists(f"{ledger.folder(policy.state_dir, allocation.id)}/{audit.BEGUN}")
+    where = "while its hook was at work" if begun else "before its hook was called"
+    look = "`dmesg`: was a hook killed, for memory or after 10 s?" if begun else "its message has the runtime's reason"
+    error = HostError(
+        "VGPU-OCI-005",
+        f"the start of container {shown(allocation.id)} ended {where}, and nobody said why",
+        remedy=f"look into the engine's log ({look}), then start the container again",
+    )
+    return error, "hook" if begun else "runtime"

@@ -7,7 +7,7 @@ Source: System V gABI, and the GNU symbol versioning sections of the Linux Stand
 
 from __future__ import annotations
 
-from struct import unpack_from
+from struct import iter_unpack, unpack_from
 
 from oci_hook.values import TYPE_CHECKING, dataclass
 
@@ -21,9 +21,12 @@ X86_64, AARCH64 = 62, 183
 _MAX_SEGMENTS = 256
 _MAX_DYNAMIC = 1 << 16  # bytes
 _MAX_VERSIONS = 1 << 18  # bytes of one version section; glibc's own has 2 KiB
+_VERSIONS = 1 << 13  # bytes of it read at first
 _MAX_NAME = 4096  # bytes of one string, its NUL included
 _MAX_NOTES = 1 << 16  # bytes
 _MAX_NEEDED = 1024
+_HEAD = 64 + 56 * 14  # bytes read at once: file header and the program headers of most libraries
+_WINDOW = 4096  # bytes of the string table read at once: the names that are asked for lie together
 
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP, _PT_NOTE = 1, 2, 3, 4
 _DT_NEEDED, _DT_STRTAB, _DT_STRSZ, _DT_SONAME, _DT_RPATH, _DT_RUNPATH = 1, 5, 10, 14, 15, 29
@@ -63,7 +66,9 @@ class _Segment:
 class _File:
     def __init__(self, read: Read) -> None:
         self.read = read
-        head = self.exactly(0, 64)
+        head = self.up_to(0, _HEAD)
+        if len(head) < 64:
+            raise ElfError("cut short")
         if head[:4] != b"\x7fELF":
             raise ElfError("not an ELF file")
         if head[4] != 2 or head[5] != 1:
@@ -75,7 +80,9 @@ class _File:
         entry_size, count = unpack_from("<HH", head, 54)
         if entry_size != 56 or not 0 < count <= _MAX_SEGMENTS:
             raise ElfError("a program header table that makes no sense")
-        table = self.exactly(table_offset, count * 56)
+        table = head[table_offset : table_offset + count * 56]
+        if len(table) != count * 56:
+            table = self.exactly(table_offset, count * 56)
         self.segments = [_Segment(table, at) for at in range(0, len(table), 56)]
 
     def up_to(self, offset: int, size: int) -> bytes:
@@ -108,8 +115,7 @@ class _File:
         if segment.size > _MAX_DYNAMIC:
             raise ElfError("a dynamic section that is too long")
         raw = self.exactly(segment.offset, segment.size - segment.size % 16)
-        for at in range(0, len(raw), 16):
-            tag, value = unpack_from("<QQ", raw, at)
+        for tag, value in iter_unpack("<QQ", raw):
             if tag == 0:
                 break
             entries.setdefault(tag, []).append(value)
@@ -123,15 +129,19 @@ class _Strings:
         self.file = file
         self.size = _last(dynamic, _DT_STRSZ)
         self.offset = file.offset_of(_last(dynamic, _DT_STRTAB))
+        self.window, self.start = b"", 0  # what was read last, and where it lies in the table
 
     def __getitem__(self, index: int) -> str:
         if index >= self.size:
             raise ElfError("a string beyond the string table")
-        raw = self.file.up_to(self.offset + index, min(_MAX_NAME, self.size - index))
-        end = raw.find(b"\0")
+        end = self.window.find(b"\0", index - self.start) if index >= self.start else -1
         if end < 0:
-            raise ElfError("a string without an end")
-        return raw[:end].decode("utf-8", "backslashreplace")
+            self.start = index
+            self.window = self.file.up_to(self.offset + index, min(_WINDOW, self.size - index))
+            end = self.window.find(b"\0")
+            if end < 0:
+                raise ElfError("a string without an end")
+        return self.window[index - self.start : end].decode("utf-8", "backslashreplace")
 
 
 def _last(dynamic: dict[int, list[int]], tag: int) -> int:
@@ -144,12 +154,18 @@ class _Chain:
     """A version section: records that point forward to each other, each with a list of its own."""
 
     def __init__(self, file: _File, address: int) -> None:
-        self.raw = file.up_to(file.offset_of(address), _MAX_VERSIONS)
+        self.file, self.offset = file, file.offset_of(address)
+        self.raw = file.up_to(self.offset, _VERSIONS)
+
+    def _reaches(self, end: int) -> bool:
+        if end > len(self.raw) == _VERSIONS:  # longer than any that a compiler makes
+            self.raw = self.file.up_to(self.offset, _MAX_VERSIONS)
+        return end <= len(self.raw)
 
     def walk(self, at: int, layout: str, size: int) -> Iterator[tuple[int, tuple[int, ...]]]:
         """(position, fields) of each record; the last field of `layout` is the distance to the next, 0 at the end."""
         while True:
-            if at + size > len(self.raw):
+            if at + size > len(self.raw) and not self._reaches(at + size):
                 raise ElfError("a version section that leads out of bounds")
             fields = unpack_from(layout, self.raw, at)
             yield at, fields
@@ -159,7 +175,7 @@ class _Chain:
 
     def lists(self, layout: str, size: int, inner: str, inner_size: int, first_field: int) -> list[_Record]:
         found: list[_Record] = []
-        budget = len(self.raw) // inner_size
+        budget = _MAX_VERSIONS // inner_size
         for at, fields in self.walk(0, layout, size):
             entries = []
             for _, entry in self.walk(at + fields[first_field], inner, inner_size):

@@ -250,6 +250,10 @@ def _apply(
     if os.path.samestat(os.fstat(root), os.stat("/")):
         raise _bad_bundle(os.path.dirname(inside.root), "names the host's own root")
     container = mounts.Container(root, host_devices)
+    if plan.hidden:
+        from oci_hook import hide  # only a container that came by way of `direct` has them
+
+        hide.hide(container, plan.hidden)
     found = prepared.found(root, inside, container.info) if prepared else None
     if found is None:
         found = _preflight(RootView(root), plan, inside.env, inside.cwd)
@@ -291,10 +295,14 @@ def _say(line: str) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`prestart|poststop --policy PATH`, the state on standard input. Returns the exit code."""
-    if len(argv) != 3 or argv[0] not in ("prestart", "poststop") or argv[1] != "--policy":
-        _say("usage: vgpu_hook.py prestart|poststop --policy PATH, with the container's state on standard input")
+    """`prestart|poststop|direct --policy PATH`, the state on standard input. Returns the exit code."""
+    if len(argv) != 3 or argv[0] not in ("prestart", "poststop", "direct") or argv[1] != "--policy":
+        _say("usage: vgpu_hook.py prestart|poststop|direct --policy PATH, with the container's state on standard input")
         return 2
+    if argv[0] == "direct":
+        from oci_hook import direct  # nothing of it is needed where the shim was before
+
+        return direct.main(argv[2])
     return _prestart(argv[2]) if argv[0] == "prestart" else _poststop(argv[2])
 
 
@@ -316,17 +324,37 @@ def answer(settings: Policy, raw: bytes, prepared: Prepared | None = None) -> tu
     state = None
     try:
         state = parse_state(raw, starting=True)
+        _begin(settings, state)
         return 0, prestart(settings, state, prepared)
     except VgpuError as error:
         if state:
-            audit.failure(settings.state_dir, state.id, error)
+            audit.failure(settings.state_dir, state.id, error, **_facts(settings, state))
             _clear(settings, state.id, code=error.code, message=str(error), remedy=error.remedy)
         _say(error.line())
         return error.exit_code, None
-    except BaseException:
+    except BaseException as error:
         if state:
+            audit.bug(settings.state_dir, state.id, error, **_facts(settings, state))
             _clear(settings, state.id, code="bug", message="the hook failed; its traceback is in the runtime's message")
         raise
+
+
+def _begin(settings: Policy, state: State) -> None:
+    try:
+        path = f"{ledger.folder(settings.state_dir, state.id)}/{audit.BEGUN}"
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    except OSError:
+        return  # no such folder: prestart refuses
+
+
+def _facts(settings: Policy, state: State) -> dict[str, str]:
+    """What else is kept of a refusal."""
+    try:
+        allocation = ledger.read(settings.state_dir, state.id)
+    except VgpuError:
+        allocation = None
+    name, image = (allocation.name, allocation.image) if allocation else ("", "")
+    return {"part": "hook", "name": name, "image": image, "bundle": state.bundle}
 
 
 def tell(settings: Policy, armed: Allocation | None) -> None:

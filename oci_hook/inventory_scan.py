@@ -123,31 +123,40 @@ def _sorted_names(folder: str) -> list[str]:
         return []
 
 
-def real(policy: Policy, gpus: Sequence[Gpu], dev: str = "/dev") -> Inventory:
-    """The inventory of NVIDIA's driver below `policy.driver_root`. VGPU-HOST-007 if it is not there."""
-    fd = os.open(policy.driver_root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+def on_disk(driver_root: str, version: str = "") -> tuple[str, tuple[Library, ...], tuple[str, ...]]:
+    """Version, libraries and programs of NVIDIA's driver below a root. version: of the kernel's module, "" for any.
+
+    Raises HostError VGPU-HOST-007 if it is not there.
+    """
+    fd = os.open(driver_root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         root = RootView(fd)
-        folders = tuple(_library_folders(root))
-        version = inventory.loaded_driver() or _version_on_disk(root, folders)
+        folders = tuple(library_folders(root))
+        version = version or _version_on_disk(root, folders)
         if not version:
-            raise HostError("VGPU-HOST-007", f"no NVIDIA driver below {policy.driver_root}", remedy=_INSTALL)
+            raise HostError("VGPU-HOST-007", f"no NVIDIA driver below {driver_root}", remedy=_INSTALL)
         paths = {name: _host_path(root, folders, f"{name}.so.{version}") for name in LIBRARIES}
         if not paths["libcuda"]:
             raise HostError(
                 "VGPU-HOST-007",
-                f"the kernel has driver {version}, but libcuda.so.{version} is not below {policy.driver_root}",
+                f"the kernel has driver {version}, but libcuda.so.{version} is not below {driver_root}",
                 remedy="install the driver's libraries in the same version, or reboot after an upgrade",
             )
         programs = tuple(filter(None, (_host_path(root, _PROGRAM_FOLDERS, name) for name in PROGRAMS)))
     finally:
         os.close(fd)
+    return version, tuple(library(path, LIBRARIES[name]) for name, path in paths.items() if path), programs
+
+
+def real(policy: Policy, gpus: Sequence[Gpu], dev: str = "/dev") -> Inventory:
+    """The inventory of NVIDIA's driver below `policy.driver_root`. VGPU-HOST-007 if it is not there."""
+    version, libraries, programs = on_disk(policy.driver_root, inventory.loaded_driver())
     return Inventory(
         driver_version=version,
         simulated=False,
         key=inventory.current_key(policy),
         gpus=tuple(gpus),
-        libraries=tuple(library(path, LIBRARIES[name]) for name, path in paths.items() if path),
+        libraries=libraries,
         wrapper=wrapper(policy),
         devices=tuple(_device_nodes(gpus, dev)),
         programs=programs,
@@ -159,7 +168,7 @@ def _machine() -> int:
     return elf.AARCH64 if machine == "aarch64" else elf.X86_64
 
 
-def _library_folders(root: RootView) -> Iterator[str]:
+def library_folders(root: RootView) -> Iterator[str]:
     """Where the driver's libraries can be: beside the libcuda that the host's loader takes, then the usual folders."""
     for path in root.loader_cache(_machine()).get("libcuda.so.1", ()):
         yield os.path.dirname(path)

@@ -14,6 +14,8 @@ MAX_BYTES = 16 << 20  # a desktop's cache has 0.1 MiB
 
 _OLD, _NEW = b"ld.so-1.7.0\0", b"glibc-ld.so.cache1.1"
 _MAX_NAME = 4096
+_MAX_ENTRIES = 1 << 16  # a desktop's cache has 2000
+_MAX_TEXT = 16 << 20  # bytes of all names together
 _KIND = {elf.X86_64: 0x0303, elf.AARCH64: 0x0A03}  # flags: glibc, 64-bit, of that machine
 
 
@@ -44,20 +46,35 @@ def parse(data: bytes, machine: int) -> dict[str, tuple[str, ...]]:
     count = unpack_from("<I", body, 20)[0]
     if 48 + 24 * count > len(body):
         raise CacheError("more entries than the file has room for")
-    wanted = _KIND.get(machine)
-    for_all: dict[str, tuple[str, ...]] = {}
-    for_some: dict[str, tuple[str, ...]] = {}
+    if count > _MAX_ENTRIES:
+        raise CacheError("more entries than any system has")
+    wanted, find, room = _KIND.get(machine), body.find, _MAX_TEXT
+
+    def text(offset: int) -> str:
+        nonlocal room
+        end = find(b"\0", offset, offset + _MAX_NAME)
+        room -= end - offset
+        if end < 0 or room < 0:  # entries may share their text, so little can stand for much
+            raise CacheError("a name without an end" if end < 0 else "more text than any system has")
+        return body[offset:end].decode("utf-8", "backslashreplace")
+
+    found: dict[str, list[str]] = {}
+    for_some: list[tuple[str, str]] = []
     for flags, soname, path, _, hwcap in iter_unpack("<iIIIQ", body[48 : 48 + 24 * count]):
-        if flags == wanted:
-            found, name = (for_some if hwcap else for_all), _text(body, soname)
-            found[name] = (*found.get(name, ()), _text(body, path))
-    for name, paths in for_some.items():
-        for_all[name] = (*for_all.get(name, ()), *paths)
-    return for_all
+        if flags != wanted:
+            continue
+        if hwcap:
+            for_some.append((text(soname), text(path)))
+        else:
+            found.setdefault(text(soname), []).append(text(path))
+    for name, place in for_some:
+        found.setdefault(name, []).append(place)
+    return {name: tuple(places) for name, places in found.items()}
 
 
-def _text(body: bytes, offset: int) -> str:
-    end = body.find(b"\0", offset, offset + _MAX_NAME)
-    if end < 0:
-        raise CacheError("a name without an end")
-    return body[offset:end].decode("utf-8", "backslashreplace")
+def read(data: bytes | None, machine: int) -> dict[str, tuple[str, ...]]:
+    """As `parse`; empty if there is no cache (None), or none that glibc would use."""
+    try:
+        return {} if data is None else parse(data, machine)
+    except CacheError:
+        return {}

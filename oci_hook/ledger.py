@@ -8,11 +8,10 @@ The next start clears both. Nothing here raises for a dead owner; all that canno
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 
-from oci_hook import fastjson, files
+from oci_hook import fastjson, files, lock, neighbours
 from oci_hook.errors import HostError, shown
 from oci_hook.records import Allocation, Plan, Process
 from oci_hook.values import TYPE_CHECKING, as_json, from_json, replace
@@ -100,12 +99,14 @@ def release(state_dir: str, container: str, *, timeout_s: float = 8.0) -> bool:
 class Ledger:
     """The ledger, locked: `with Ledger(state_dir) as ledger`. The state folder is made if it is not there.
 
-    timeout_s: how long to wait for the lock; then HostError VGPU-HOST-003.
+    timeout_s: how long to wait for the lock; then HostError VGPU-HOST-003. in_turn: of those who ask so only one waits
+    for the lock at a time; so a hook, which its runtime kills after ten seconds, never waits behind all that start.
     """
 
-    def __init__(self, state_dir: str, *, timeout_s: float = 30.0) -> None:
+    def __init__(self, state_dir: str, *, timeout_s: float = 30.0, in_turn: bool = False) -> None:
         self.state_dir = state_dir
         self.timeout_s = timeout_s
+        self.in_turn = in_turn
         self._lock = -1
         self._containers = -1
 
@@ -172,8 +173,12 @@ class Ledger:
                     os.fchmod(box, 0o755)  # whatever the umask
                     _write(box, "quota", quota, 0o644)
                     _write(box, "usage", usage, 0o666, size=usage_bytes)
+                    _write(box, "share", b"", 0o666, size=neighbours.SHARE_BYTES)
                     for name in BOX_PLACEHOLDERS:
                         _write(box, name, b"", 0o644)
+                    for number in range(len(allocation.placement.slices)):
+                        os.mkdir(f"gpu{number}", 0o755, dir_fd=box)
+                    neighbours.enter(self.state_dir, box, allocation.placement.slices, quota)
                 finally:
                     os.close(box)
                 _write(base, "plan.json", _text(plan), 0o600)
@@ -255,31 +260,12 @@ class Ledger:
         )
 
     def _take_lock(self) -> None:
-        path, flags = f"{self.state_dir}/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        while True:
-            self._lock = os.open(path, flags, 0o600)
-            self._wait()
-            try:
-                if os.path.samestat(os.fstat(self._lock), os.stat(path)):
-                    return
-            except FileNotFoundError:
-                pass
-            os.close(self._lock)  # someone cleared the folder meanwhile: others lock another file by now
-
-    def _wait(self) -> None:
-        pause, until = 0.0005, time.monotonic() + self.timeout_s
-        while True:
-            try:
-                return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise HostError(
-                        "VGPU-HOST-003",
-                        f"{self.state_dir}/lock has been held by another process for {self.timeout_s:g} s",
-                        remedy=f"find it with `fuser -v {self.state_dir}/lock` and end it if it hangs",
-                    ) from None
-            time.sleep(pause)
-            pause = min(pause * 2, 0.008)
+        turn = lock.take(f"{self.state_dir}/turn", self.timeout_s) if self.in_turn else -1
+        try:
+            self._lock = lock.take(f"{self.state_dir}/lock", self.timeout_s)
+        finally:
+            if turn >= 0:
+                os.close(turn)
 
     def _clear_leftovers(self) -> None:
         # all changes are made under the lock, so whoever left a half-made folder is dead

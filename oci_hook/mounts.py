@@ -170,7 +170,7 @@ class Container:
         done: list[Target] = []
         box_folder = -1
         for source in sources:
-            if source.is_folder:  # the box; the plan lists it before what goes into it
+            if source.is_folder and source.mount.where == "path":  # the box, before what goes into it
                 self._attach(source, self.folder(source.mount.target), source.mount.target)
                 box_folder = source.tree
                 continue
@@ -192,7 +192,7 @@ class Container:
         """
         for source in sources:
             mount = source.mount
-            if source.is_folder:
+            if source.is_folder and mount.where == "path":
                 self.folder(mount.target)
             elif mount.where == "library" or (mount.where == "path" and not mount.target.startswith("/dev/")):
                 target = self._target(source, libdir, "", -1)
@@ -323,7 +323,7 @@ class Container:
         if there or kind == stat.S_IFLNK:
             os.close(fd)
             return there
-        if kind != stat.S_IFREG:
+        if kind != (stat.S_IFDIR if target.source.is_folder else stat.S_IFREG):
             raise _image("VGPU-IMG-001", target.path, f"is {_KINDS.get(kind, 'no regular file')}")
         self._attach(target.source, fd, target.path)
         os.close(fd)

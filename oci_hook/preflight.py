@@ -12,30 +12,31 @@ from oci_hook import elf
 from oci_hook.elf import Elf, ElfError
 from oci_hook.errors import ImageError, shown
 from oci_hook.records import Library
-from oci_hook.rootview import RootView
 from oci_hook.values import TYPE_CHECKING, dataclass
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import Protocol
 
-_MACHINES = {"x86_64": elf.X86_64, "aarch64": elf.AARCH64}
+    class Root(Protocol):
+        """What is asked of the image's files: rootview.RootView, or the doctor's layers that nobody has unpacked."""
+
+        def elf(self, path: str) -> Elf | None: ...
+        def is_file(self, path: str) -> bool: ...
+        def names(self, folder: str) -> Sequence[str]: ...
+        def identity(self, path: str) -> tuple[int, int] | None: ...
+        def loader_cache(self, machine: int) -> dict[str, tuple[str, ...]]: ...
+
+
+MACHINES = {"x86_64": elf.X86_64, "aarch64": elf.AARCH64}
 _NAMES = {elf.X86_64: "x86_64", elf.AARCH64: "aarch64"}
 _CUDA = "libcuda.so"
 _STARTS = (_CUDA, "libnvidia-ml.so")
 _HWCAPS = ("tls", "haswell", "x86_64")  # glibc before 2.37 also looks here
 _MAX_LIBRARIES = 512  # of the image, followed in one run
 _MAX_COPIES = 64
-_PACKAGES = {  # soname -> Debian's package, for what NVIDIA's libraries are known to need
-    "libstdc++.so.6": "libstdc++6",
-    "libgcc_s.so.1": "libgcc-s1",
-    "libX11.so.6": "libx11-6",
-    "libXext.so.6": "libxext6",
-    "libcrypto.so.3": "libssl3",
-    "libcrypto.so.1.1": "libssl1.1",
-    "libexpat.so.1": "libexpat1",
-    "libz.so.1": "zlib1g",
-}
-_LIBC6 = ("libc.so.", "libm.so.", "libdl.so.", "libpthread.so.", "librt.so.", "libutil.so.", "ld-linux-")
+DRIVER = ("VGPU-DEP-001", "VGPU-DEP-002")  # codes for what the driver lacks: a library, a version
+_MAX_LOOKUPS = 20_000  # of a library in a folder, in one run: 0.3 s
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,16 @@ class Provider:
     path: str
     elf: Elf
 
-    def folders(self) -> tuple[str, ...]:
-        """Where it wants its own libraries to be looked for first."""
-        folders = self.expanded(self.elf.runpath or self.elf.rpath).split(":")
-        return tuple(folder for folder in folders if folder.startswith("/"))
+    def rpath(self) -> tuple[str, ...]:
+        """Folders that hold for what it loads, and for what that loads; none if it has a RUNPATH."""
+        return () if self.elf.runpath else self._folders(self.elf.rpath)
+
+    def runpath(self) -> tuple[str, ...]:
+        """Folders that hold for what it loads itself."""
+        return self._folders(self.elf.runpath)
+
+    def _folders(self, text: str) -> tuple[str, ...]:
+        return tuple(folder for folder in self.expanded(text).split(":") if folder.startswith("/")) if text else ()
 
     def expanded(self, text: str) -> str:
         origin = os.path.dirname(self.path)
@@ -72,10 +79,38 @@ class Provider:
 
 
 @dataclass(frozen=True)
+class Needs:
+    """Who asks the loader for libraries. versions: as Elf.requires. rpath: its own, then that of whoever loads it."""
+
+    who: str
+    needed: tuple[str, ...]
+    versions: dict[str, tuple[str, ...]]
+    rpath: tuple[str, ...] = ()
+    runpath: tuple[str, ...] = ()
+
+    @property
+    def first(self) -> tuple[str, ...]:
+        """Where the loader looks before LD_LIBRARY_PATH."""
+        return () if self.runpath else self.rpath
+
+
+def needs_of(who: str, provider: Provider, loader: tuple[str, ...] = ()) -> Needs:
+    """What a file of the image needs. loader: the RPATH of whoever loads it."""
+    needed = tuple(map(provider.expanded, provider.elf.needed))
+    return Needs(who, needed, provider.elf.requires, provider.rpath() + loader, provider.runpath())
+
+
+@dataclass(frozen=True)
 class Problem:
+    """who needs `soname`; wanted, have: symbol versions, where it is one that is missing."""
+
     code: str
     text: str
     remedy: str
+    who: str
+    soname: str
+    wanted: str = ""
+    have: str = ""
 
 
 def default_folders(machine: int) -> tuple[str, ...]:
@@ -84,16 +119,29 @@ def default_folders(machine: int) -> tuple[str, ...]:
     return (f"/lib/{triplet}", f"/usr/lib/{triplet}", "/lib64", "/usr/lib64", "/lib", "/usr/lib")
 
 
-class Image:
-    """The image as its own loader sees it."""
+def _for_other(path: str, found: Elf) -> str:
+    return f"{shown(path, 256)} is for machine {_NAMES.get(found.machine, str(found.machine))}"
 
-    def __init__(self, root: RootView, machine: int) -> None:
+
+class Image:
+    """The image as its own loader sees it. library_path: folders of LD_LIBRARY_PATH."""
+
+    def __init__(self, root: Root, machine: int, library_path: Sequence[str] = ()) -> None:
         self.root = root
         self.machine = machine
         self.cache = root.loader_cache(machine)
         self.folders = default_folders(machine)
         self.libdir = self._find_libdir()
+        self.library_path = [folder for folder in library_path if root.identity(folder)]
+        self.lookups = 0
+        self.refused: dict[str, str] = {}  # library -> why the file of that name is none
         self.known: dict[str, Provider | None] = {}
+
+    def another(self) -> Image:
+        """For another process: nothing is loaded yet."""
+        other: Image = object.__new__(type(self))
+        other.__dict__.update(vars(self), known={}, refused={}, lookups=0)
+        return other
 
     def _find_libdir(self) -> str:
         wrong = ""
@@ -106,7 +154,7 @@ class Image:
             if found and found.machine == self.machine:
                 return os.path.dirname(path)
             if found:
-                wrong = wrong or f"{shown(path)} is for machine {_NAMES.get(found.machine, str(found.machine))}"
+                wrong = wrong or _for_other(path, found)
         raise self._without_glibc(wrong)
 
     def _without_glibc(self, wrong: str) -> ImageError:
@@ -123,119 +171,149 @@ class Image:
             remedy=f"use an image with glibc for {name}, such as debian:stable-slim",
         )
 
-    def provider(self, soname: str, first: Sequence[str]) -> Provider | None:
+    def provider(self, soname: str, needs: Needs) -> Provider | None:
         """The library that the loader would take, None if there is none. A file that it would refuse is none.
 
-        first: the folders that whoever needs it names; as in the loader, the first who asks decides for all.
+        As in the loader, the first who asks decides for all.
         """
         if soname not in self.known:
-            self.known[soname] = self._search(soname, first)
+            self.known[soname] = self._search(soname, needs)
         return self.known[soname]
 
-    def _search(self, soname: str, first: Sequence[str]) -> Provider | None:
+    def _search(self, soname: str, needs: Needs) -> Provider | None:
         if "/" in soname:
             paths = [soname]
         else:
-            named = (f"{folder}/{soname}" for folder in first)
+            named = (f"{folder}/{soname}" for folder in (*needs.first, *self.library_path, *needs.runpath))
             usual = (f"{folder}/{soname}" for folder in (self.libdir, *self.folders))
             paths = [*named, *self.cache.get(soname, ()), *usual]
+        self.lookups += len(paths)
+        if self.lookups > _MAX_LOOKUPS:
+            raise ImageError(
+                "VGPU-IMG-005",
+                f"the image's libraries name so many folders that a search takes more than {_MAX_LOOKUPS} steps",
+                remedy=f"shorten the RUNPATH of {shown(needs.who, 256)}, or LD_LIBRARY_PATH",
+            )
         for path in paths:
             try:
                 found = self.root.elf(path)
-            except ElfError:
+            except ElfError as error:
+                self.refused.setdefault(soname, f"{shown(path, 256)} is {error}")
                 continue
             if found and found.machine == self.machine:
                 return Provider(path, found)
+            if found:
+                self.refused.setdefault(soname, _for_other(path, found))
         return None
 
 
 def check(
-    root: RootView, libraries: Sequence[Library], mounted: Sequence[str], env: Sequence[str], cwd: str, machine: str
+    root: Root, libraries: Sequence[Library], mounted: Sequence[str], env: Sequence[str], cwd: str, machine: str
 ) -> Found:
     """Raises ImageError for the first problem, and says how many more there are.
 
     libraries: what must be loadable. mounted: further names that will be there (our box). env, cwd: of the container's
     process, for LD_LIBRARY_PATH. machine: of the host, as os.uname() says it.
     """
-    if machine not in _MACHINES:
-        raise ImageError("VGPU-DEP-004", f"no driver for machine {machine}", remedy="use x86_64 or aarch64")
-    image = Image(root, _MACHINES[machine])
+    if machine not in MACHINES:
+        raise no_driver_for(machine)
+    image = Image(root, MACHINES[machine], library_path(env, cwd))
     ours = {library.soname for library in libraries} | set(mounted)
-    found = list(problems(image, libraries, ours))
+    found = list(problems(image, map(of_driver, libraries), ours))
     if found:
         first, more = found[0], len(found) - 1
         text = first.text + (f" (and {more} more)" if more else "")
         raise ImageError(first.code, text, remedy=first.remedy)
-    return Found(image.libdir, _copies(image, env, cwd))
+    return Found(image.libdir, copies(image))
 
 
-def problems(image: Image, libraries: Sequence[Library], ours: set[str]) -> Iterator[Problem]:
-    """What would not load. ours: names that will be there without the image."""
+def no_driver_for(machine: str) -> ImageError:
+    return ImageError("VGPU-DEP-004", f"no driver for machine {machine}", remedy="use x86_64 or aarch64")
+
+
+def of_driver(library: Library) -> Needs:
+    return Needs(library.soname, library.needed, library.versions)
+
+
+def problems(
+    image: Image, needs: Iterable[Needs], ours: set[str], codes: tuple[str, str] = DRIVER
+) -> Iterator[Problem]:
+    """What would not load. ours: names that will be there without the image. codes: for a library, for a version."""
     seen: set[str] = set()
-    nowhere: tuple[str, ...] = ()
-    # who needs it, what it needs, with which versions, and where it looks first; grows by the image's own libraries
-    queue = [(library.soname, library.needed, library.versions, nowhere) for library in libraries]
-    for who, needed, versions, first in queue:
-        for soname in needed:
+    queue = list(needs)  # grows by the image's own libraries
+    for one in queue:
+        for soname in one.needed:
             if soname in ours:
                 continue
-            provider = image.provider(soname, first)
+            provider = image.provider(soname, one)
             if provider is None:
                 if soname not in seen:
                     seen.add(soname)
-                    yield _missing(soname, who)
+                    yield _missing(codes[0], soname, one.who, image.refused.get(soname, ""))
                 continue
-            yield from _too_old(soname, who, provider.elf, versions.get(soname, ()))
+            yield from _too_old(codes[1], soname, one, provider.elf)
             if soname not in seen and len(queue) < _MAX_LIBRARIES:
                 seen.add(soname)
-                needs = tuple(map(provider.expanded, provider.elf.needed))
-                queue.append((soname, needs, provider.elf.requires, provider.folders()))
+                queue.append(needs_of(soname, provider, one.rpath))
 
 
-def _missing(soname: str, who: str) -> Problem:
-    package = _PACKAGES.get(soname, "libc6" if soname.startswith(_LIBC6) else "")
-    remedy = f"install it in the image (Debian's package {package})" if package else "add it to the image"
-    return Problem("VGPU-DEP-001", f"{shown(soname)} is not in the image, and {shown(who)} needs it", remedy)
+def _missing(code: str, soname: str, who: str, refused: str) -> Problem:
+    from oci_hook import sonames  # not needed by a start that works
+
+    text = f"{shown(soname)} is not in the image, and {shown(who, 256)} needs it"
+    if refused:
+        text += f" ({refused})"
+    return Problem(code, text, sonames.remedy(soname), who, soname)
 
 
-def _too_old(soname: str, who: str, provider: Elf, versions: Sequence[str]) -> Iterator[Problem]:
+def _too_old(code: str, soname: str, needs: Needs, provider: Elf) -> Iterator[Problem]:
     # a library without any version is taken as it is: the loader does so too
-    lacking = [version for version in versions if version not in provider.provides] if provider.provides else []
+    versions = needs.versions.get(soname, ()) if provider.provides else ()
+    lacking = [version for version in versions if version not in provider.provides]
     if not lacking:
         return
-    wanted = max(lacking, key=_order)
+    wanted = max(lacking, key=order)
     family = wanted.partition("_")[0] + "_"
-    have = max((version for version in provider.provides if version.startswith(family)), key=_order, default="none")
-    if family == "GLIBC_":
+    have = max((version for version in provider.provides if version.startswith(family)), key=order, default="none")
+    if wanted == "GLIBC_PRIVATE":
+        remedy = f"take {needs.who} and {soname} from one and the same glibc"
+    elif family == "GLIBC_":
         remedy = f"use an image with glibc {wanted.removeprefix(family)} or newer"
     else:
         remedy = f"use an image whose {soname} has {wanted}"
-    text = f"the image's {shown(soname)} is too old: {shown(who)} needs {shown(wanted)}, it has up to {shown(have)}"
-    yield Problem("VGPU-DEP-002", text, remedy)
+    text = f"the image's {shown(soname)} is too old: {shown(needs.who, 256)} needs {shown(wanted)}"
+    text += f", it has up to {shown(have)}"
+    yield Problem(code, text, remedy, needs.who, soname, wanted, have)
 
 
-def _order(version: str) -> tuple[int, ...]:
+def order(version: str) -> tuple[int, ...]:
     """GLIBC_2.17 -> (2, 17); a part that is no number (GLIBC_PRIVATE) comes first."""
     parts = version.partition("_")[2].split(".")
     return tuple(int(part) if part.isascii() and part.isdigit() and len(part) < 10 else -1 for part in parts)
 
 
-def _folders_searched(image: Image, env: Sequence[str], cwd: str) -> Iterator[str]:
+def library_path(env: Sequence[str], cwd: str) -> list[str]:
+    """The folders of LD_LIBRARY_PATH. cwd: of the process, which is what an empty entry means."""
+    found: list[str] = []
     for entry in env:
         name, _, value = entry.partition("=")
         if name == "LD_LIBRARY_PATH":
-            for folder in value.replace(";", ":").split(":"):
-                yield os.path.join(cwd, folder)
+            found += (os.path.join(cwd, folder) for folder in value.replace(";", ":").split(":"))
+    return found
+
+
+def _folders_searched(image: Image) -> Iterator[str]:
+    yield from image.library_path
     yield from (image.libdir, *image.folders, "/usr/lib/wsl/lib")
     for name in image.root.names("/usr/local"):
         if name.startswith("cuda"):
             yield f"/usr/local/{name}/compat"
 
 
-def _copies(image: Image, env: Sequence[str], cwd: str) -> tuple[Copy, ...]:
+def copies(image: Image) -> tuple[Copy, ...]:
     """Every path at which a loader could find the driver's libraries: a mount covers one name of a file, not all."""
     found: dict[str, str] = {}  # path -> name that a program asks for
-    for folder in _with_hwcaps(image.root, _folders_searched(image, env, cwd)):
+    for folder in _with_hwcaps(image.root, _folders_searched(image)):
         found.update((f"{folder}/{name}", name) for name in image.root.names(folder) if name.startswith(_STARTS))
     for soname, paths in image.cache.items():
         if soname.startswith(_STARTS):
@@ -253,7 +331,7 @@ def _copies(image: Image, env: Sequence[str], cwd: str) -> tuple[Copy, ...]:
     )
 
 
-def _with_hwcaps(root: RootView, folders: Iterator[str]) -> Iterator[str]:
+def _with_hwcaps(root: Root, folders: Iterator[str]) -> Iterator[str]:
     """Each folder once, and its subfolders for some processors, which the loader prefers."""
     seen: set[tuple[int, int]] = set()
     for folder in folders:

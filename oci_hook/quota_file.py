@@ -19,7 +19,8 @@ _GPU = Struct("<48sQ3I60x")
 QUOTA_BYTES = _HEADER.size + MAX_GPUS * _GPU.size
 QUOTA_MAGIC, QUOTA_VERSION = 0x51574756, 1
 GENERATION_AT = 96  # live, as the three of each GPU that follow: offsets from `gpu_at`
-MEMORY_AT, CORES_AT, FLAGS_AT = 48, 56, 60
+MEMORY_AT, CORES_AT, FLAGS_AT, CHARGE_AT = 48, 56, 60, 68
+_LIVE_FLAGS = Struct("<2I")
 
 _USAGE_HEADER = Struct("<4IQ2I96x")
 USAGE_BYTES = 606336
@@ -41,6 +42,14 @@ def quota(container: str, slices: Sequence[Slice], *, burst: str, priority: str)
 def gpu_at(number: int) -> int:
     """Where the container's GPU `number` begins."""
     return _HEADER.size + number * _GPU.size
+
+
+def live_flags(data: bytes, number: int) -> tuple[int, int]:
+    """Flags and priority of the container's GPU `number`; zeros for a file that is none."""
+    if len(data) != QUOTA_BYTES:
+        return 0, 0
+    flags, priority = _LIVE_FLAGS.unpack_from(data, gpu_at(number) + FLAGS_AT)
+    return flags, priority
 
 
 def identity(container: str, slices: Sequence[Slice]) -> tuple[object, ...]:

@@ -98,9 +98,11 @@ class Policy:
 
     sources: which of annotation, label, env may ask. overcommit_*: how often a GPU's memory or cores may be given out.
     simulate_*: simulated GPUs instead of real ones (simulate_gpus > 0). runtime: absolute path of runc or crun.
+    driver_spec: a CDI spec that names the driver's files and devices, "": they are looked for below driver_root.
     vgpu_command: absolute path of the operator's command, for remedies and a refresh of the inventory.
     weights: of the policies that `weighted` mixes. max_slices: containers on one GPU. record_labels: which labels of a
-    container are kept beside those that quotas name.
+    container are kept beside those that quotas name. sick_xids: after which critical errors of the driver's a GPU takes
+    no new container.
     """
 
     NESTED: ClassVar = {"quotas": Quota}
@@ -110,6 +112,7 @@ class Policy:
     log_dir: str = "/var/lib/vgpu"
     vgpu_command: str = "vgpu"
     driver_root: str = "/"
+    driver_spec: str = ""
     placement: str = "binpack"
     burst: str = "hard"
     max_memory_bytes: int | None = None
@@ -124,6 +127,7 @@ class Policy:
     quotas: tuple[Quota, ...] = ()
     max_slices: int | None = None
     record_labels: tuple[str, ...] = ("team", "user", "project")
+    sick_xids: tuple[int, ...] = (48, 62, 64, 74, 79, 95, 119, 120, 140)
     schema: int = SCHEMA
 
 
@@ -285,9 +289,13 @@ class Mount:
 
 @dataclass(frozen=True)
 class Plan:
-    """plan.json: all that the hook does for one container. libraries: what preflight must find loadable."""
+    """plan.json: all that the hook does for one container. libraries: what preflight must find loadable.
+
+    hidden: paths in the container of device files that the engine has put there and that are not the container's.
+    """
 
     NESTED: ClassVar = {"mounts": Mount, "libraries": Library}
     mounts: tuple[Mount, ...]
     libraries: tuple[Library, ...]
+    hidden: tuple[str, ...] = ()
     schema: int = SCHEMA

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from oci_hook import ledger, quota_file
+from oci_hook import ledger, neighbours, quota_file
 from oci_hook.errors import HostError, PlacementError, RequestError, VgpuError, shown
 from oci_hook.policies_more import kept_for_others
 from oci_hook.policy import mib
@@ -155,6 +155,7 @@ def apply(
             book.unmark(before.id)
             raise
         generation = live.store(after)
+        live.tell_neighbours(book.state_dir, after)
         book.unmark(before.id)
     return generation
 
@@ -168,6 +169,7 @@ def repair(book: ledger.Ledger, container: str) -> None:
         if entry is not None:
             with LiveQuota(book.state_dir, entry) as live:
                 live.store(entry)
+                live.tell_neighbours(book.state_dir, entry)
     except VgpuError:
         return
     book.unmark(container)
@@ -243,6 +245,25 @@ class LiveQuota:
                     narrow[flags] = narrow[flags] & ~quota_file.FLAG_SOFT | soft
             wide[quota_file.GENERATION_AT // 8] += 1
             return wide[quota_file.GENERATION_AT // 8]
+
+    def charge(self, number: int, permille: int, until_s: int) -> None:
+        """What the container's GPU `number` is charged of what is measured, until then (CLOCK_BOOTTIME, seconds)."""
+        with memoryview(self._map) as raw, raw.cast("I") as narrow:
+            at = (quota_file.gpu_at(number) + quota_file.CHARGE_AT) // 4
+            narrow[at], narrow[at + 1] = permille, until_s
+
+    def tell_neighbours(self, state_dir: str, allocation: Allocation) -> None:
+        """What is kept for the container, and whether it borrows, as its neighbours see it. Raises HostError."""
+        try:
+            box = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                neighbours.enter(state_dir, box, allocation.placement.slices, self._map[:])
+            finally:
+                os.close(box)
+        except FileNotFoundError:
+            return  # started by a version that had no share files: it neither lends nor borrows
+        except OSError as error:
+            raise ledger.state_error(state_dir, error) from error
 
 
 def _unusable(path: str, why: str) -> HostError:

@@ -12,10 +12,6 @@ import stat
 from oci_hook import elf, ldcache, syscalls
 from oci_hook.elf import ElfError
 from oci_hook.errors import ImageError, shown
-from oci_hook.values import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _MAX_NAMES = 100_000  # in one folder; more would take the hook's whole time
 _PARSED: dict[tuple[int, ...], elf.Elf] = {}  # a file that is still the same is not read twice by one process
@@ -25,13 +21,14 @@ INSIDE = syscalls.IN_ROOT | syscalls.NO_MAGICLINKS
 class RootView:
     """`fd` is the open root folder; the caller closes it. Whatever cannot be resolved inside the root is not there.
 
-    looked: the folders of the root, "/usr", below which something was looked for, found or not.
+    prefix: the root's own path. looked: the folders of the root, "/usr", below which something was looked for, found or
+    not.
     """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.looked: set[str] = set()
-        self._root = os.readlink(f"/proc/self/fd/{fd}").rstrip("/")
+        self.prefix = os.readlink(f"/proc/self/fd/{fd}").rstrip("/")
 
     def find(self, path: str, flags: int = 0) -> int | None:
         """An O_PATH fd that the caller closes, or None."""
@@ -40,7 +37,7 @@ class RootView:
             found = syscalls.openat2(self.fd, path, os.O_PATH | flags, INSIDE)
         except (OSError, ValueError):
             return None
-        self._note(os.readlink(f"/proc/self/fd/{found}").removeprefix(self._root))  # where links have led
+        self._note(os.readlink(f"/proc/self/fd/{found}").removeprefix(self.prefix))  # where links have led
         return found
 
     def _note(self, path: str) -> None:
@@ -60,9 +57,13 @@ class RootView:
         finally:
             os.close(found)
 
+    def open_file(self, path: str) -> int | None:
+        """A regular file for reading, which the caller closes; None if there is none that can be read."""
+        return self._reopen(path, stat.S_IFREG, 0)
+
     def read(self, path: str, limit: int) -> bytes | None:
         """The bytes of a regular file, None if there is none. A file of more than `limit` bytes raises ImageError."""
-        fd = self._reopen(path, stat.S_IFREG, 0)
+        fd = self.open_file(path)
         if fd is None:
             return None
         try:
@@ -101,23 +102,23 @@ class RootView:
         finally:
             os.close(found)
 
-    def names(self, folder: str) -> Iterator[str]:
+    def names(self, folder: str) -> list[str]:
         """The names in a folder, none if there is no such folder."""
         fd = self._reopen(folder, stat.S_IFDIR, os.O_DIRECTORY)
         if fd is None:
-            return
+            return []
         try:
             with os.scandir(fd) as entries:
-                for count, entry in enumerate(entries):
-                    if count >= _MAX_NAMES:
-                        raise ImageError(
-                            "VGPU-IMG-001",
-                            f"the image's folder {shown(folder, 256)} has more than {_MAX_NAMES} entries",
-                            remedy="split the folder, or leave it out of the loader's path",
-                        )
-                    yield entry.name
+                found = [entry.name for _, entry in zip(range(_MAX_NAMES + 1), entries, strict=False)]
         finally:
             os.close(fd)
+        if len(found) > _MAX_NAMES:
+            raise ImageError(
+                "VGPU-IMG-001",
+                f"the image's folder {shown(folder, 256)} has more than {_MAX_NAMES} entries",
+                remedy="split the folder, or leave it out of the loader's path",
+            )
+        return found
 
     def identity(self, path: str) -> tuple[int, int] | None:
         """(st_dev, st_ino) of what the path leads to, None if to nothing."""
@@ -132,10 +133,4 @@ class RootView:
 
     def loader_cache(self, machine: int) -> dict[str, tuple[str, ...]]:
         """/etc/ld.so.cache as ldcache.parse gives it; empty if there is none, or none that glibc would use."""
-        data = self.read("/etc/ld.so.cache", ldcache.MAX_BYTES)
-        if data is None:
-            return {}
-        try:
-            return ldcache.parse(data, machine)
-        except ldcache.CacheError:
-            return {}
+        return ldcache.read(self.read("/etc/ld.so.cache", ldcache.MAX_BYTES), machine)

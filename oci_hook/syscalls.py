@@ -60,6 +60,11 @@ def attach(mount: int, target: int) -> None:
     _checked(_LIB.vgs_move_mount(mount, target))
 
 
+def unmount(fd: int) -> None:
+    """Takes away the mount that `fd`, opened at its root, was opened through; who has files of it open keeps them."""
+    _checked(_LIB.vgs_unmount(fd))
+
+
 def setns(fd: int, kind: int) -> None:
     _checked(_LIB.vgs_setns(fd, kind))
 

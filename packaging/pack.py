@@ -1,24 +1,23 @@
-"""python -I -S -E pack.py FOLDER TARGET BUILT shim|hook: what the shim in FOLDER imports until it has answered, or
-after that, when it is the hook; compiled, on standard output.
+"""python -I -S -E pack.py FOLDER TARGET shim|hook: what the shim in FOLDER imports until it has answered, or after
+that, when it is the hook; compiled, on standard output.
 
-TARGET: the folder that they are installed in, for tracebacks. BUILT: where the parts in C are. The result is the
-running interpreter's own, and begins with its magic number; oci_hook/entry/vgpu_shim.py reads it.
+TARGET: the folder that they are installed in, for tracebacks. The result is the running interpreter's own, and begins
+with its magic number; oci_hook/entry/vgpu_shim.py reads it.
 """
 
 import marshal
 import sys
 from _frozen_importlib_external import MAGIC_NUMBER
 
-folder, target, built, part = sys.argv[1:]
-sys.path[:0] = [folder, built]
+folder, target, part = sys.argv[1:]
+sys.path.insert(0, folder)
 before = set(sys.modules)
 
 import oci_hook.shim  # noqa: E402  # only now is it found
 
 if part == "hook":
     before |= set(sys.modules)
-    oci_hook.__path__.append(f"{built}/oci_hook")
-    import oci_hook.hook
+    import oci_hook.hook  # noqa: F401
 
 codes = {}
 for name, module in sorted(sys.modules.items()):

@@ -27,13 +27,22 @@ def set_runtime(prefix: str, runtime: str) -> bool:
     """Has the launcher start `runtime`; False if it does so already. Raises VGPU-CFG-001 and -002."""
     file = files.read(path_in(prefix))
     if file.data is None:
-        raise HostError("VGPU-CFG-001", f"{file.path} does not exist", remedy="install vgpu again with its install.py")
+        raise HostError("VGPU-CFG-001", f"{file.path} does not exist", remedy="install vgpu again: vgpu install")
     lines = files.decode(file).splitlines()
     wanted = [f"runtime={runtime}" if line.startswith("runtime=") else line for line in lines]
     if wanted == lines:
         return False
     files.replace(file, "".join(f"{line}\n" for line in wanted).encode())
     return True
+
+
+def python_of(prefix: str) -> str:
+    """The interpreter of shim and hook. Raises VGPU-CFG-001."""
+    file = files.read(path_in(prefix))
+    for line in files.decode(file).splitlines():
+        if line.startswith("python="):
+            return line.removeprefix("python=")
+    raise HostError("VGPU-CFG-001", f"{file.path} names no python", remedy="install vgpu again with its install.py")
 
 
 def check_runtime(runtime: str, prefix: str) -> None:

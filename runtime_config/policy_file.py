@@ -73,6 +73,11 @@ def _names(tag: str, texts: Any) -> tuple[str, ...] | None:
     return tuple(texts) if good else None
 
 
+def _numbers(tag: str, texts: Any) -> tuple[int, ...] | None:
+    good = tag == "seq" and all(re.fullmatch(r"[1-9][0-9]{0,3}", text) for text in texts)
+    return tuple(sorted({int(text) for text in texts})) if good else None
+
+
 def _sources(tag: str, texts: Any) -> tuple[str, ...] | None:
     order = ("annotation", "label", "env")
     good = tag == "seq" and len(set(texts)) == len(texts) and set(texts) <= set(order)
@@ -84,6 +89,7 @@ SETTINGS = {
     "state_dir": Setting("state_dir", _path, "an absolute path, such as /run/vgpu"),
     "log_dir": Setting("log_dir", _path, "an absolute path, such as /var/lib/vgpu"),
     "driver_root": Setting("driver_root", _path, "an absolute path, such as / or /run/nvidia/driver"),
+    "driver_spec": Setting("driver_spec", _path, "the absolute path of a CDI spec, such as /etc/cdi/nvidia.yaml"),
     "placement": Setting("placement", _choice("policy"), "one of " + ", ".join(request.CHOICES["policy"])),
     "burst": Setting("burst", _choice("burst"), "hard or soft"),
     "sources": Setting("sources", _sources, "a list of annotation, label and env, such as [annotation, label]"),
@@ -92,6 +98,7 @@ SETTINGS = {
     "max.gpus": Setting("max_gpus", _whole(1, request.MAX_GPUS), "a whole number from 1 to 16"),
     "max.slices": Setting("max_slices", _whole(1, 1000), "a whole number from 1 to 1000"),
     "record_labels": Setting("record_labels", _names, "a list of label names, such as [team, user]"),
+    "sick_xids": Setting("sick_xids", _numbers, "a list of the driver's error numbers, such as [48, 79]"),
     "overcommit.memory": Setting("overcommit_memory", _factor, "a number from 1 to 100, such as 1.5"),
     "overcommit.cores": Setting("overcommit_cores", _factor, "a number from 1 to 100, such as 1.5"),
     "simulate.gpus": Setting("simulate_gpus", _whole(0, request.MAX_GPUS), "a whole number from 0 to 16"),
@@ -131,6 +138,9 @@ log_dir: {log_dir}
 # Which labels of a container are kept in the audit log, for bills.
 #record_labels: [team, user, project]
 
+# After which of the driver's critical errors (XIDs) a GPU takes no new container until `vgpu uncordon`.
+#sick_xids: [48, 62, 64, 74, 79, 95, 119, 120, 140]
+
 # May a container use the compute time that its neighbours leave idle? hard: no, soft: yes.
 #burst: hard
 
@@ -141,6 +151,9 @@ log_dir: {log_dir}
 
 # Where the driver's libraries are, for a driver that is itself in a container.
 #driver_root: /
+
+# Or a CDI spec of the driver's own tool: what it names is what containers get, and nothing is looked for.
+# driver_spec: /etc/cdi/nvidia.yaml
 
 # Simulated GPUs in place of real ones: to try and to test. 0: the real ones.
 {simulate}simulate:
@@ -291,8 +304,13 @@ def read_policy(path: str, prefix: str) -> Policy:
 
 
 def compiled_path(config_path: str) -> str:
-    """Where the compiled form of the config.yaml at `config_path` belongs: beside the file itself."""
-    return os.path.join(os.path.dirname(os.path.realpath(config_path)), POLICY_NAME)
+    """Where the compiled form of the config.yaml at `config_path` is, free of links: beside it, else beside the file
+    itself. Each installed version has its own, and a link to the one config.yaml beside it.
+    """
+    beside = os.path.join(os.path.dirname(os.path.abspath(config_path)), POLICY_NAME)
+    if not os.path.exists(beside):
+        beside = os.path.join(os.path.dirname(os.path.realpath(config_path)), POLICY_NAME)
+    return os.path.realpath(beside)
 
 
 def compiled_text(policy: Policy) -> bytes:

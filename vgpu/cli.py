@@ -14,7 +14,7 @@ import typer
 
 from oci_hook.errors import VgpuError
 from runtime_config.policy_file import DEFAULT_PATH as DEFAULT_CONFIG
-from vgpu import __version__, cli_engines, cli_placement
+from vgpu import __version__, cli_cdi, cli_doctor, cli_drop_in, cli_engines, cli_install, cli_placement
 from vgpu.monitor import commands as monitor
 from vgpu.options import Config, DryRun, Json, Prefix
 
@@ -31,8 +31,12 @@ config_app = typer.Typer(help="The admin's policy, config.yaml.", no_args_is_hel
 wrapper_app = typer.Typer(help="The wrapper in front of the driver.", no_args_is_help=True, context_settings=HELP)
 app.add_typer(configure_app, name="configure")
 app.add_typer(config_app, name="config")
+cli_cdi.add_to(app)
+cli_drop_in.add_to(configure_app)
 cli_engines.add_to(configure_app)
 cli_placement.add_to(app)
+cli_doctor.add_to(app)
+cli_install.add_to(app)
 app.add_typer(wrapper_app, name="wrapper")
 
 
@@ -215,12 +219,17 @@ def version_command(json: Json = False) -> None:
 monitor.add(app)
 
 
-def main() -> None:
-    """The program: a refusal is one line and its exit code; only a bug shows a traceback."""
+def doctor() -> None:
+    """The program vgpu-doctor."""
+    main("doctor")
+
+
+def main(*first: str) -> None:
+    """The program: a refusal is one line and its exit code; only a bug shows a traceback. first: words before all."""
     # a table may hold any name, a terminal may be ASCII only
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        app(prog_name="vgpu")
+        app([*first, *sys.argv[1:]], prog_name="vgpu")
     except VgpuError as error:
         print(error.line(), file=sys.stderr)
         sys.exit(error.exit_code)

@@ -18,6 +18,11 @@ def prefix_of(config: str) -> str:
     return os.path.dirname(os.path.dirname(os.path.realpath(config)))
 
 
+def home_of(config: str) -> str:
+    """The folder of the version whose policy.json follows from `config`; the prefix, where there are no versions."""
+    return os.path.dirname(os.path.dirname(policy_file.compiled_path(config)))
+
+
 def _in_force(config: str) -> dict[str, Any] | None:
     """The compiled policy as it is, None if there is none or it cannot be read."""
     data = files.read(policy_file.compiled_path(config)).data
@@ -30,7 +35,7 @@ def _in_force(config: str) -> dict[str, Any] | None:
 
 def _read(config: str) -> tuple[Policy, bool]:
     """The policy that config.yaml says, and whether it is in force."""
-    policy = policy_file.read_policy(config, prefix_of(config))
+    policy = policy_file.read_policy(config, home_of(config))
     return policy, to_json(policy) == _in_force(config)
 
 
@@ -79,10 +84,10 @@ def check(config: str, *, as_json: bool) -> None:
 def apply(config: str, *, as_json: bool) -> None:
     """Writes policy.json and the launcher's runtime. What cannot work is refused before anything is written."""
     policy, _ = _read(config)
-    prefix = prefix_of(config)
-    launcher_conf.check_runtime(policy.runtime, prefix)
+    home = home_of(config)
+    launcher_conf.check_runtime(policy.runtime, prefix_of(config))
     changed = policy_file.write_compiled(policy, policy_file.compiled_path(config))
-    changed = launcher_conf.set_runtime(prefix, policy.runtime) or changed
+    changed = launcher_conf.set_runtime(home, policy.runtime) or changed
     if as_json:
         output.emit_json({"config": config, "changed": changed})
     else:

@@ -89,15 +89,19 @@ class Change:
         return docker.outspoken(self.after or "", path, default=not docker_process.default_is_a_flag(path))
 
     def diff(self) -> str:
-        name = self.file.path
-        lines = difflib.unified_diff(
-            self.before.splitlines(keepends=True),
-            (self.after or "").splitlines(keepends=True),
-            name if self.file.data is not None else "/dev/null",
-            name if self.after is not None else "/dev/null",
-        )
-        # as diff(1): a last line without its line end is said, not joined to the next
-        return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+        return difference(self.file, self.before, self.after)
+
+
+def difference(file: ConfigFile, before: str, after: str | None) -> str:
+    """As `diff -u` shows it. after: None for no file."""
+    lines = difflib.unified_diff(
+        before.splitlines(keepends=True),
+        (after or "").splitlines(keepends=True),
+        file.path if file.data is not None else "/dev/null",
+        file.path if after is not None else "/dev/null",
+    )
+    # as diff(1): a last line without its line end is said, not joined to the next
+    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
 
 def launcher_in(prefix: str) -> str:
@@ -171,7 +175,7 @@ def do(edit: Edit, engine: Engine, prefix: str, tell: Tell) -> dict[str, Any]:
 
 
 def _check(change: Change, edit: Edit, engine: Engine) -> None:
-    """What only the daemon knows. Raises VGPU-ENG-001 to -003; nothing has been written then."""
+    """What only the daemon knows. Raises VGPU-CFG-006 to -008; nothing has been written then."""
     path = change.file.path
     if change.needed and not edit.undo:
         docker_process.require_no_conflict(change.after or "", path, change.launcher or "")

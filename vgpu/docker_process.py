@@ -116,7 +116,7 @@ def default_is_a_flag(path: str) -> bool:
 
 
 def require_no_conflict(text: str, path: str, launcher: str, root: str = "/") -> None:
-    """Raises VGPU-ENG-001 if dockerd, as it is started, would refuse the file's new text."""
+    """Raises VGPU-CFG-006 if dockerd, as it is started, would refuse the file's new text."""
     found = docker.find(text, path)
     keys = [*(["runtimes"] if found.launcher else []), *(["default-runtime"] if found.default else [])]
     for start in (*running(), *units(root)):
@@ -127,7 +127,7 @@ def require_no_conflict(text: str, path: str, launcher: str, root: str = "/") ->
             flag = f"{_FLAGS[key]} {value}".strip()
             own = f"--add-runtime vgpu={launcher}" if key == "runtimes" else "--default-runtime vgpu"
             raise HostError(
-                "VGPU-ENG-001",
+                "VGPU-CFG-006",
                 f"dockerd is started with {shown(flag)} ({start.where}), and would no longer start with the key {key} "
                 f"in {path} as well",
                 remedy=f"move the flag into the file, as its key {key}, and restart dockerd; or add {own} to the flags",
@@ -135,7 +135,7 @@ def require_no_conflict(text: str, path: str, launcher: str, root: str = "/") ->
 
 
 def require_valid(text: str, before: str, path: str) -> None:
-    """Asks the dockerd that reads `path` what it thinks of the new text. Raises VGPU-ENG-002 if it would refuse it, but
+    """Asks the dockerd that reads `path` what it thinks of the new text. Raises VGPU-CFG-007 if it would refuse it, but
     not the text that is there. One that cannot be asked (not running, or before 23.0) is not."""
     start = next((start for start in running() if start.reads(path)), None)
     if start is None:
@@ -143,7 +143,7 @@ def require_valid(text: str, before: str, path: str) -> None:
     said = _validate(start, text)
     if said and not _validate(start, before or "{}"):
         raise HostError(
-            "VGPU-ENG-002", f"dockerd ({start.where}) would refuse {path}: {shown(said, 300)}", remedy="mend that first"
+            "VGPU-CFG-007", f"dockerd ({start.where}) would refuse {path}: {shown(said, 300)}", remedy="mend that first"
         )
 
 

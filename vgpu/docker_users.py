@@ -13,13 +13,13 @@ _SHOWN = 5
 
 
 def require_none(host: str, path: str, text: str) -> None:
-    """Raises VGPU-ENG-003 with their names. path, text: of the daemon.json that our runtime goes out of."""
+    """Raises VGPU-CFG-008 with their names. path, text: of the daemon.json that our runtime goes out of."""
     users = containers(host, path, text)
     if not users:
         return
     names = ", ".join(users[:_SHOWN]) + (f" and {len(users) - _SHOWN} more" if len(users) > _SHOWN else "")
     raise HostError(
-        "VGPU-ENG-003",
+        "VGPU-CFG-008",
         f"{len(users)} container{'s' if len(users) > 1 else ''} of Docker could not start any more without the runtime "
         f"{RUNTIME}: {names}",
         remedy="remove them with docker rm, or repeat the command with --force",

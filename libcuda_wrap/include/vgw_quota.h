@@ -25,9 +25,11 @@ struct vgw_quota_gpu {
     uint32_t cores_percent; /* live; 1 to 100, 100: no limit */
     uint32_t flags;         /* live; VGW_FLAG_… */
     uint32_t priority;      /* live; 0 low, 1 normal, 2 high: who is first to use idle time */
-    /* live; GPU time by the host's count per 1000 by the wrapper's, which is multiplied by it; 0: not known */
+    /* live; what is measured is charged times this by 1000, until then (CLOCK_BOOTTIME, seconds), if the host knows better
+     * than the wrapper; 0: it does not */
     uint32_t charge_permille;
-    uint32_t reserved[14];
+    uint32_t charge_until_s;
+    uint32_t reserved[13];
 };
 
 struct vgw_quota {

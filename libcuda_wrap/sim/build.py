@@ -20,7 +20,7 @@ CUDA = (
     "vgs_module.c", "vgs_launch.c", "vgs_graph.c", "vgs_graphmem.c", "vgs_share.c",
     "vgs_lookup.c", "vgs_error.c",
 )  # fmt: skip
-NVML = ("nvml_system.c", "nvml_device.c", "nvml_state.c", "nvml_process.c")
+NVML = ("nvml_system.c", "nvml_device.c", "nvml_state.c", "nvml_process.c", "nvml_events.c")
 # Exported functions have no prototypes: their callers are other people's programs, with other people's headers.
 # Never unloaded: its fork handler stays registered, and the lock on its slot is the process's life.
 # Inner calls stay inside the library, as the real libcuda's do.

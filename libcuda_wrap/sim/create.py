@@ -32,7 +32,7 @@ GPUS_AT, GPU = (
     512,
     struct.Struct("<48s64s32s4Q4IQ56x"),
 )  # uuid, name, pci; memory, used, clock's real and virtual ns; lock, lost, minor, -; launched ns
-GPU_LOST_AT = 180
+GPU_LOST_AT, GPU_XID_AT = 180, 208  # the latter: the error's number, and how many there were
 SLOTS_AT, SLOT, SLOT_GPU, SLOT_BYTES = 4608, struct.Struct("<3Q40x"), struct.Struct("<QQI4xQ"), 576
 _FLOCK = struct.Struct("@hhqqi4x")
 
@@ -282,14 +282,28 @@ def set_fault(folder: Path, fault: str) -> None:
 
 def lose_gpu(folder: Path, index: int, lost: bool = True) -> None:
     """The GPU falls off the bus for every process, or comes back."""
-    count = len(read_state(folder).gpus)
-    if not 0 <= index < count:
-        raise HostError("VGPU-CFG-003", f"simulated GPU {index}", remedy=f"choose 0 to {count - 1}")
+    _require_gpu(folder, index)
     with open(folder / "ctl", "r+b") as file:
         file.seek(GPUS_AT + index * GPU.size + GPU_LOST_AT)
         file.write(struct.pack("<I", lost))
         file.flush()
         _count_fault(file.fileno())
+
+
+def raise_xid(folder: Path, index: int, xid: int) -> None:
+    """A critical error of the GPU, which whoever has registered for such events is told. No program fails of it."""
+    _require_gpu(folder, index)
+    with open(folder / "ctl", "r+b") as file:
+        at = GPUS_AT + index * GPU.size + GPU_XID_AT
+        _, count = struct.unpack("<QQ", os.pread(file.fileno(), 16, at))
+        os.pwrite(file.fileno(), struct.pack("<Q", xid), at)
+        os.pwrite(file.fileno(), struct.pack("<Q", count + 1), at + 8)
+
+
+def _require_gpu(folder: Path, index: int) -> None:
+    count = len(read_state(folder).gpus)
+    if not 0 <= index < count:
+        raise HostError("VGPU-CFG-003", f"simulated GPU {index}", remedy=f"choose 0 to {count - 1}")
 
 
 def _count_fault(fd: int) -> None:

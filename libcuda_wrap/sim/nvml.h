@@ -13,6 +13,7 @@ typedef enum {
     NVML_ERROR_NOT_FOUND = 6,
     NVML_ERROR_INSUFFICIENT_SIZE = 7,
     NVML_ERROR_DRIVER_NOT_LOADED = 9,
+    NVML_ERROR_TIMEOUT = 10,
     NVML_ERROR_GPU_IS_LOST = 15,
     NVML_ERROR_ARGUMENT_VERSION_MISMATCH = 25,
     NVML_ERROR_UNKNOWN = 999
@@ -84,6 +85,13 @@ typedef struct {
     int temperature;
 } nvmlTemperature_t;
 
+typedef struct {
+    nvmlDevice_t device;
+    unsigned long long eventType, eventData; /* of a critical error: its number */
+    unsigned int gpuInstanceId, computeInstanceId;
+} nvmlEventData_t;
+
+_Static_assert(sizeof(nvmlEventData_t) == 32, "NVML");
 _Static_assert(sizeof(nvmlMemory_v2_t) == 40, "NVML");
 _Static_assert(sizeof(nvmlPciInfo_t) == 68, "NVML");
 _Static_assert(sizeof(nvmlProcessInfo_v2_t) == 24, "NVML");

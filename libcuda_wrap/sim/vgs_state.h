@@ -42,7 +42,9 @@ struct vgs_gpu {
     uint32_t reserved0;
     uint64_t busy_ns;    /* kernel time launched, less what died with its process before it ran */
     uint64_t past_count; /* points ever written to `past` */
-    uint64_t reserved1[6];
+    uint64_t xid;        /* the last critical error, as the driver numbers them */
+    uint64_t xid_count;  /* how many there were; grows after `xid` was written */
+    uint64_t reserved1[4];
 };
 
 struct vgs_slot_gpu {

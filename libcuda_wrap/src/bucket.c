@@ -4,11 +4,15 @@
 
 #include <time.h>
 
+#include "vgw_neighbours.h"
 #include "vgw_region.h"
 
-#define BURST_NS  20000000 /* tokens that a container keeps which is idle, or gets no CPU: 2 points of a second */
-#define REFILL_NS 20000u   /* not more often: each refill drops a fraction of a token */
+#define REFILL_NS 20000u  /* not more often: each refill drops a fraction of a token */
+#define BORROW_NS 5000000 /* borrowed tokens are kept up to here: what is given back late is little */
 #define GPU_BITS  4u
+
+#define CHARGE_LEAST 250u /* permille, whatever the host has found out: LEAST, MOST of vgpu/monitor/calibrate.py */
+#define CHARGE_MOST  2000u
 
 uint64_t vgw_now_ns(void)
 {
@@ -27,8 +31,14 @@ static void add(struct vgw_limiter *limiter, int64_t tokens, int64_t most)
 {
     int64_t seen = __atomic_load_n(&limiter->tokens_ns, __ATOMIC_RELAXED), then;
     do
-        then = seen > most - tokens ? most : seen + tokens;
+        then = seen > most - tokens ? (tokens > 0 && seen > most ? seen : most) : seen + tokens;
     while (!__atomic_compare_exchange_n(&limiter->tokens_ns, &seen, then, true, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED));
+}
+
+static void tell(unsigned gpu, const struct vgw_limiter *limiter)
+{
+    vgw_tell_bucket(gpu, __atomic_load_n(&limiter->tokens_ns, __ATOMIC_RELAXED),
+                    __atomic_load_n(&limiter->refilled_ns, __ATOMIC_RELAXED));
 }
 
 static void refill(struct vgw_limiter *limiter, uint32_t share)
@@ -40,7 +50,7 @@ static void refill(struct vgw_limiter *limiter, uint32_t share)
     if (!__atomic_compare_exchange_n(&limiter->refilled_ns, &then, now, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
         return; /* another has this stretch of time */
     const uint64_t passed = now < then || then == 0 ? 0 : now - then;
-    add(limiter, (int64_t)(passed * share / 100), BURST_NS);
+    add(limiter, (int64_t)(passed * share / 100), VGW_BUCKET_NS);
 }
 
 uint64_t vgw_bucket_take(unsigned gpu, uint64_t tokens, uint32_t share)
@@ -50,20 +60,45 @@ uint64_t vgw_bucket_take(unsigned gpu, uint64_t tokens, uint32_t share)
     int64_t seen = __atomic_load_n(&limiter->tokens_ns, __ATOMIC_RELAXED);
     while (seen > 0)
         if (__atomic_compare_exchange_n(&limiter->tokens_ns, &seen, seen - (int64_t)tokens, true, __ATOMIC_ACQ_REL,
-                                        __ATOMIC_RELAXED))
+                                        __ATOMIC_RELAXED)) {
+            tell(gpu, limiter);
             return 0;
+        }
     return ((uint64_t)-seen + 1) * 100 / share + 1;
 }
 
 void vgw_bucket_correct(unsigned gpu, int64_t tokens)
 {
-    add(&vgw_usage->gpus[gpu].limiter, -tokens, BURST_NS);
+    struct vgw_limiter *limiter = &vgw_usage->gpus[gpu].limiter;
+    add(limiter, -tokens, VGW_BUCKET_NS);
+    tell(gpu, limiter);
+}
+
+bool vgw_bucket_soft(unsigned gpu)
+{
+    return (__atomic_load_n(&vgw_quota->gpus[gpu].flags, __ATOMIC_RELAXED) & VGW_FLAG_SOFT) != 0;
+}
+
+bool vgw_bucket_borrow(unsigned gpu)
+{
+    const uint64_t idle_ns = vgw_bucket_soft(gpu) ? vgw_idle_time(gpu, vgw_now_ns()) : 0;
+    if (idle_ns > 0)
+        add(&vgw_usage->gpus[gpu].limiter, (int64_t)idle_ns, BORROW_NS);
+    return idle_ns > 0;
 }
 
 uint64_t vgw_bucket_tokens(unsigned gpu, uint64_t gpu_ns)
 {
-    const uint32_t permille = __atomic_load_n(&vgw_quota->gpus[gpu].charge_permille, __ATOMIC_RELAXED);
-    return permille == 0 ? gpu_ns : gpu_ns * permille / 1000;
+    const struct vgw_quota_gpu *quota = &vgw_quota->gpus[gpu];
+    uint64_t permille = __atomic_load_n(&quota->charge_permille, __ATOMIC_RELAXED);
+    struct timespec now = {0, 0};
+    if (permille == 0)
+        return gpu_ns;
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    if (now.tv_sec >= (time_t)__atomic_load_n(&quota->charge_until_s, __ATOMIC_RELAXED))
+        return gpu_ns; /* the monitor has stopped: what is measured is what counts */
+    permille = permille < CHARGE_LEAST ? CHARGE_LEAST : permille > CHARGE_MOST ? CHARGE_MOST : permille;
+    return gpu_ns * permille / 1000;
 }
 
 void vgw_bucket_owe(unsigned gpu, uint64_t tokens, uint64_t since_ns)

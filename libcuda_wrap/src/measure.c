@@ -14,13 +14,15 @@
 #include "vgw_bucket.h"
 #include "vgw_cost.h"
 #include "vgw_driver.h"
+#include "vgw_neighbours.h"
 #include "vgw_region.h"
 
-#define BATCHES     16u
-#define KINDS       8u
-#define BATCH_NS    2000000u  /* of estimated time: then a batch is closed */
-#define SMALLEST_NS 50000u    /* goal of the first batch that may have more than one launch */
-#define BACKLOG_NS  20000000u /* of estimated time, unmeasured: no more is launched */
+#define BATCHES      16u
+#define KINDS        8u
+#define BATCH_NS     2000000u  /* of estimated time: then a batch is closed */
+#define SMALLEST_NS  50000u    /* goal of the first batch that may have more than one launch */
+#define MOST_STRETCH 16.0      /* more neighbours at once are not believed */
+#define BACKLOG_NS   20000000u /* of estimated time, unmeasured: no more is launched */
 
 struct batch {
     CUcontext context;
@@ -44,6 +46,7 @@ static struct lane { /* one per GPU */
     CUcontext settled_context;
     uint64_t goal_ns; /* of a batch; 0: one launch each */
     uint64_t estimated_ns, tokens;
+    double stretch; /* by neighbours, of the last batches: 1 is none */
     bool unknown;
 } lanes[VGW_MAX_GPUS];
 
@@ -74,6 +77,13 @@ static void tell_owed(struct lane *lane, unsigned gpu)
     vgw_bucket_owe(gpu, any ? lane->tokens : 0, any ? lane->batches[lane->first % BATCHES].opened_ns : 0);
 }
 
+/* Until when all that is under way will run. With a margin: who lends while it computes would be held up the longer. */
+static void tell_active(const struct lane *lane, unsigned gpu)
+{
+    const double stretch = lane->stretch < 1 ? 1 : lane->stretch > MOST_STRETCH ? MOST_STRETCH : lane->stretch;
+    vgw_tell_active(gpu, vgw_now_ns() + (uint64_t)((double)lane->estimated_ns * stretch * 1.25));
+}
+
 static void close_batch(struct batch *batch)
 {
     batch->closed = true;
@@ -94,13 +104,14 @@ static bool between(CUevent from, CUevent to, int64_t *ns)
 /* What the batch took is shared out among its kinds in proportion to their estimates; returns the new estimate. */
 static uint64_t learn(struct batch *batch, uint64_t took_ns)
 {
+    const uint64_t now = vgw_now_ns();
     uint64_t sum = 0, known = 0;
     for (unsigned kind = 0; kind < batch->kinds; kind++)
         known += batch->launches[kind] * (batch->costs[kind]->ns + 1);
     for (unsigned kind = 0; kind < batch->kinds; kind++) {
         struct vgw_cost *cost = batch->costs[kind];
         const double part = (double)(cost->ns + 1) / (double)(known == 0 ? 1 : known);
-        vgw_cost_learn(cost, (uint64_t)(part * (double)took_ns));
+        vgw_cost_learn(cost, (uint64_t)(part * (double)took_ns), now);
         sum += batch->launches[kind] * cost->ns;
     }
     return sum;
@@ -115,7 +126,9 @@ static void settle(struct lane *lane, unsigned gpu, struct batch *batch)
                               between(lane->settled_end, batch->end, &since) && since < took;
         const uint64_t own = overlaps ? (uint64_t)(since < 0 ? 0 : since) : (uint64_t)took;
         const uint64_t expected = !overlaps || batch->unknown ? learn(batch, (uint64_t)took) : batch->estimated_ns;
-        charge_ns = own < expected ? own : expected;
+        charge_ns = own < expected || vgw_alone(gpu, vgw_now_ns()) ? own : expected;
+        if (!overlaps && expected > 0)
+            lane->stretch = (lane->stretch + (double)took / (double)expected) / 2;
     }
     const uint64_t tokens = vgw_bucket_tokens(gpu, charge_ns);
     uint64_t launches = 0;
@@ -256,6 +269,7 @@ void vgw_measure_begin(const struct vgw_launch *launch)
         lane->tokens += launch->tokens;
         lane->unknown |= batch->unknown;
         tell_owed(lane, launch->gpu);
+        tell_active(lane, launch->gpu);
     }
     relax(&mode);
     pthread_mutex_unlock(&lock);

@@ -14,6 +14,8 @@
 
 const struct vgw_quota *vgw_quota;
 struct vgw_usage *vgw_usage;
+struct vgw_share *vgw_share;
+unsigned long vgw_share_inode;
 
 static pthread_mutex_t mapping = PTHREAD_MUTEX_INITIALIZER;
 static bool ready;
@@ -29,6 +31,16 @@ static void *map(const char *path, size_t bytes, int flags, int protection)
         at = mmap(NULL, bytes, protection, MAP_SHARED, fd, 0);
     close(fd);
     return at == MAP_FAILED ? NULL : at;
+}
+
+/* Without it this container lends nothing and borrows nothing; its own share holds all the same. */
+static void map_share(void)
+{
+    struct stat status;
+    if (vgw_share == NULL && stat(VGW_BOX "/share", &status) == 0) {
+        vgw_share_inode = status.st_ino;
+        vgw_share = map(VGW_BOX "/share", sizeof *vgw_share, O_RDWR, PROT_READ | PROT_WRITE);
+    }
 }
 
 static bool quota_is_sound(const struct vgw_quota *quota)
@@ -64,6 +76,7 @@ static bool map_both(void)
         watching_forks = true;
         vgw_quota = quota;
         vgw_usage = usage;
+        map_share();
         return true;
     }
     if (quota != NULL)

@@ -14,6 +14,12 @@ uint32_t vgw_bucket_share(unsigned gpu);
  * there will be one, if nobody else takes it. */
 uint64_t vgw_bucket_take(unsigned gpu, uint64_t tokens, uint32_t share);
 
+/* Whether idle time of neighbours may be used, live. */
+bool vgw_bucket_soft(unsigned gpu);
+
+/* Adds what neighbours leave idle, if it may be used. false: nothing. */
+bool vgw_bucket_borrow(unsigned gpu);
+
 /* Takes more, or with a negative number gives back, without asking. */
 void vgw_bucket_correct(unsigned gpu, int64_t tokens);
 

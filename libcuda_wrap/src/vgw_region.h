@@ -8,12 +8,17 @@
 
 #include <stdbool.h>
 
+#include "vgw_share.h"
 #include "vgw_usage.h"
 
 #define VGW_VERSION (0u << 16 | 1u << 8 | 0u) /* major, minor, patch */
 
 extern const struct vgw_quota *vgw_quota; /* both valid once vgw_region_ready() has returned true */
 extern struct vgw_usage *vgw_usage;
+
+/* NULL if there is none: nothing depends on it but what neighbours may borrow. */
+extern struct vgw_share *vgw_share;
+extern unsigned long vgw_share_inode;
 
 /* Maps both files. false: missing, truncated, or of another version; the caller then refuses (closed: no quota is
  * known). */

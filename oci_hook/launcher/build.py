@@ -17,20 +17,20 @@ WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
 HERE = Path(__file__).parent
 
 
-def build(out: Path, *, cc: str = "zig") -> Path:
+def build(out: Path, *, cc: str = "zig", arch: str = "") -> Path:
     """The path of vgpu-runtime in the folder `out`; vgpu-hook is beside it. cc: "zig" (musl, reproducible anywhere) or
-    "gcc" (the host's).
+    "gcc" (the host's). arch: x86_64 or aarch64, with zig; default: this machine's.
 
     Raises subprocess.CalledProcessError if the compiler does not like it.
     """
     out.mkdir(parents=True, exist_ok=True)
     for name, sources in SOURCES.items():
-        _compile(out, name, sources, cc)
+        _compile(out, name, sources, cc, arch or platform.machine())
     return out / "vgpu-runtime"
 
 
-def _compile(out: Path, name: str, sources: tuple[str, ...], cc: str) -> None:
-    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", f"{platform.machine()}-linux-musl"]
+def _compile(out: Path, name: str, sources: tuple[str, ...], cc: str, arch: str) -> None:
+    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", f"{arch}-linux-musl"]
     temporary = out / f".{name}.{os.getpid()}"  # replaced in one step: it may be running
     command = [
         *(compiler if cc == "zig" else ["gcc"]),

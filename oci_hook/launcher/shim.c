@@ -25,18 +25,36 @@ static _Noreturn void no_process(const struct call *call)
            "free some, or raise the limit on processes (`ulimit -u`, pids.max)");
 }
 
-/* python -I -S -E <shim> --policy P --bundle B --config C --id I --log L --log-format F --launcher PID --answer FD */
+/* python -I -S -E <shim> --policy P --runtime R --bundle B --config C --id I --log L --log-format F --launcher PID --answer FD */
 static void become_shim(const struct call *call, const struct config *config, pid_t launcher, int answer)
 {
     char self[NUMBER], channel[NUMBER];
     snprintf(self, sizeof self, "%d", launcher);
     snprintf(channel, sizeof channel, "%d", answer);
-    const char *const words[] = {config->python,   "-I",         "-S",           "-E",
-                                 config->shim,     "--policy",   config->policy, "--bundle",
-                                 call->bundle,     "--config",   call->config,   "--id",
-                                 call->id,         "--log",      call->log,      "--log-format",
-                                 call->log_format, "--launcher", self,           "--answer",
-                                 channel,          NULL};
+    const char *const words[] = {config->python,
+                                 "-I",
+                                 "-S",
+                                 "-E",
+                                 config->shim,
+                                 "--policy",
+                                 config->policy,
+                                 "--runtime",
+                                 config->runtime,
+                                 "--bundle",
+                                 call->bundle,
+                                 "--config",
+                                 call->config,
+                                 "--id",
+                                 call->id,
+                                 "--log",
+                                 call->log,
+                                 "--log-format",
+                                 call->log_format,
+                                 "--launcher",
+                                 self,
+                                 "--answer",
+                                 channel,
+                                 NULL};
     if (fcntl(answer, F_SETFD, 0) == 0) /* all others close when it starts */
         execv(config->python, (char **)words);
 }

@@ -51,9 +51,25 @@ static _Noreturn void refuse_path(const struct call *call, const char *code, con
     refuse(call, code, message, remedy);
 }
 
+/* Whether the host's root has no number here: in a rootless engine's user namespace, whose owner is the only one whom
+ * the launcher's files could betray, and who has named the launcher. */
+static bool is_rootless(uid_t owner)
+{
+    static const uid_t overflow = 65534; /* how the kernel shows an owner that has no number here */
+    char map[64] = "";
+    const int fd = open("/proc/self/uid_map", O_RDONLY | O_CLOEXEC);
+    const ssize_t length = fd < 0 ? 0 : read(fd, map, sizeof map - 1);
+    unsigned int inside = 0, outside = 0, count = 0;
+    if (fd >= 0)
+        close(fd);
+    return owner == overflow && length > 0 && sscanf(map, "%u %u %u", &inside, &outside, &count) == 3 && outside != 0 &&
+           count != UINT_MAX;
+}
+
 static void require_trusted(const struct call *call, const struct stat *file, const char *path)
 {
-    if ((file->st_uid != 0 && file->st_uid != geteuid()) || (file->st_mode & 022) != 0 || !S_ISREG(file->st_mode))
+    const bool owned = file->st_uid == 0 || file->st_uid == geteuid() || is_rootless(file->st_uid);
+    if (!owned || (file->st_mode & 022) != 0 || !S_ISREG(file->st_mode))
         refuse_path(call, "VGPU-HOST-006", path, "can be written by others than root, or is no regular file",
                     "chown it to root and `chmod 644` it");
 }
@@ -211,15 +227,12 @@ _Noreturn void cannot_start(const struct call *call, const char *program, int er
     refuse_path(call, "VGPU-HOST-004", program, why, "install it, or name another in launcher.conf");
 }
 
-/* What would fail after the shim has given out a slice fails before. */
-static void require_startable(const struct call *call, const struct config *config)
+static void require_shim(const struct call *call, const char *path)
 {
     struct stat shim;
-    if (access(config->runtime, X_OK) != 0)
-        cannot_start(call, config->runtime, errno);
-    if (stat(config->shim, &shim) != 0) /* the interpreter's own error would be lost */
-        refuse_path(call, "VGPU-HOST-004", config->shim, "is missing or cannot be opened", "install vgpu again");
-    require_trusted(call, &shim, config->shim);
+    if (stat(path, &shim) != 0) /* the interpreter's own error would be lost */
+        refuse_path(call, "VGPU-HOST-004", path, "is missing or cannot be opened", "install vgpu again");
+    require_trusted(call, &shim, path);
 }
 
 int main(int count, char **arguments)
@@ -229,7 +242,7 @@ int main(int count, char **arguments)
     read_config(&call, &config);
     guard_against_loops(&call, config.runtime);
     if (call.creates && call.id[0] != '\0' && bundle_may_ask(&call)) {
-        require_startable(&call, &config);
+        require_shim(&call, config.shim);
         ask_shim(&call, &config);
     }
     if (count > 0)

@@ -62,9 +62,8 @@ def test_two_hundred_at_once_are_decided_one_after_the_other(
         said = {
             box.id: (box.folder / "create.err").read_text() for box in boxes if codes.get(box.id) not in (None, 0, 4)
         }
-        # a busy machine: runc has ended a hook after its 10 s, or a hook has not had its turn at the lock for 8 s
-        late = ("hook ran past specified timeout", "state/lock has been held by another process for 8 s")
-        slow = {name for name, text in said.items() if any(words in text for words in late)}
+        # a busy machine: runc has ended a hook after its 10 s
+        slow = {name for name, text in said.items() if "hook ran past specified timeout" in text}
         assert set(said) == slow, f"seed {seed}: {said}"
         assert len(slow) < STARTS // 10, "this machine is too busy for the test to mean anything"
         killed |= slow

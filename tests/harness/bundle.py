@@ -90,7 +90,7 @@ class Container:
 
     def spawn_create(self) -> subprocess.Popen[bytes]:
         """Starts `create`, does not wait for it. Output goes to files: the container inherits them."""
-        _be_subreaper()
+        be_subreaper()
         args = self.command("create", "--bundle", str(self.folder), "--pid-file", str(self.folder / "pid"), self.id)
         # never a pipe: it would stay open for as long as the container lives
         with open(self.folder / "output", "ab") as output, open(self.folder / "create.err", "ab") as errors:
@@ -112,7 +112,7 @@ class Container:
         assert done.returncode == 0, done.stderr
 
     def wait(self, timeout: float = 60) -> int:
-        """The program's exit status, 128 + signal if one killed it. We are its parent: see _be_subreaper."""
+        """The program's exit status, 128 + signal if one killed it. We are its parent: see be_subreaper."""
         watch = os.pidfd_open(self.pid)
         try:
             if not select.select([watch], [], [], timeout)[0]:
@@ -134,6 +134,17 @@ class Container:
 
     def exec(self, args: Sequence[str], timeout: float = 60) -> subprocess.CompletedProcess[str]:
         return self._call("exec", self.id, *args, timeout=timeout)
+
+    def exec_detached(self, args: Sequence[str]) -> int:
+        """The host's pid of a process that goes on in the container; whoever ends it calls `end`."""
+        pid_file = self.folder / f"pid-{uuid.uuid4().hex}"
+        command = self.command("exec", "--detach", "--pid-file", str(pid_file), self.id, *args)
+        be_subreaper()
+        null = subprocess.DEVNULL
+        subprocess.run(
+            command, cwd=self.folder, env=self.env, timeout=60, check=True, stdin=null, stdout=null, stderr=null
+        )
+        return int(pid_file.read_text())
 
     def state(self) -> dict[str, Any] | None:
         done = self._call("state", self.id)
@@ -244,7 +255,14 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _be_subreaper() -> None:
+def end(pid: int) -> None:
+    """kill -9 of a process of `exec_detached`, and its exit status taken: nothing of it is left."""
+    kill(pid)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+def be_subreaper() -> None:
     """When a runtime's `create` ends, the kernel makes us the parent of the container's first process, as it does for
     containerd's shim: only a parent learns the exit status."""
     pr_set_child_subreaper = 36

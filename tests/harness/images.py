@@ -59,9 +59,17 @@ def old_glibc_tree(tree: Path) -> None:
     script.unlink()
 
 
+def python_base_tree(tree: Path) -> None:
+    """Python, its standard library and what every Debian has: what the images of packaging/images are built on."""
+    rootfs.python_root(tree, PYTHON, PACKAGES, ())
+    gcc = "libgcc_s.so.1"  # of compiled Python packages, pydantic's for one
+    rootfs.add_libraries(tree, {gcc: (Path("/") / rootfs.LIBDIR / gcc).resolve()})
+
+
 TREES: dict[str, Callable[[Path], None]] = {
     "c": c_tree,
     "python": python_tree,
+    "python-base": python_base_tree,
     "no-glibc": rootfs.static_root,
     "no-libpthread": without_libpthread_tree,
     "old-glibc": old_glibc_tree,

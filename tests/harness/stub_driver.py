@@ -18,12 +18,21 @@ VERSION = "550.54.14"
 GIB = 1 << 30
 
 
-def library(path: Path, soname: str, mark: str, needed: Path | None = None, libraries: tuple[str, ...] = ()) -> None:
-    """A shared object with `mark` in its bytes. needed: an object that it names in DT_NEEDED; libraries: gcc's -l."""
+def library(
+    path: Path,
+    soname: str,
+    mark: str,
+    needed: Path | None = None,
+    libraries: tuple[str, ...] = (),
+    flags: tuple[str, ...] = (),
+) -> None:
+    """A shared object with `mark` in its bytes. needed: an object that it names in DT_NEEDED; libraries: gcc's -l;
+    flags: further ones of gcc's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     source = f'__attribute__((visibility("default"), used)) const char vgpu_mark[] = "MARK-{mark}-MARK";\n'
     command = ["gcc", "-shared", "-fPIC", "-s", f"-Wl,-soname,{soname}", "-Wl,--no-as-needed", "-o", str(path)]
     linked = [*([str(needed)] if needed else []), *(f"-l{name}" for name in libraries)]
+    command += flags
     subprocess.run([*command, "-x", "c", "-", "-x", "none", *linked], input=source, text=True, check=True, timeout=60)
 
 

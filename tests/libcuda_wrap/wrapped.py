@@ -14,8 +14,9 @@ from libcuda_wrap import bindings, build
 from libcuda_wrap.sim import build as sim_build
 from libcuda_wrap.sim import create
 from libcuda_wrap.toolchain import PACKAGE, Toolchain
-from oci_hook import quota_file
+from oci_hook import neighbours, quota_file
 from oci_hook.records import Slice
+from oci_hook.values import replace
 
 C_TESTS = Path(__file__).parent / "c"
 GIB, MIB = 1 << 30, 1 << 20
@@ -70,6 +71,7 @@ class Box:
     folder: Path
     sanitize: str
     clients: list[Client] = field(default_factory=list)
+    slices: tuple[Slice, ...] = ()
 
     @classmethod
     def make(cls, folder: Path, sanitize: str, sim: Path) -> Box:
@@ -81,15 +83,33 @@ class Box:
         flags = [f"-I{PACKAGE / 'include'}", f"-I{PACKAGE / 'generated'}", f"-L{sim}", "-l:libcuda.so.1", "-ldl"]
         # programs are linked with the toolkit's stub of libcuda.so, and so are known to need every function
         Toolchain("gcc", sanitize).program([C_TESTS / "client.c"], folder / "client", flags=flags)
-        Toolchain("gcc", sanitize).program([C_TESTS / "share.c"], folder / "share", flags=flags)
+        Toolchain("gcc", sanitize).program([C_TESTS / "share.c"], folder / "load", flags=flags)
         return cls(folder, sanitize)
 
     def fresh(self, *slices: Slice, gpus: int = 2, memory_bytes: int = 80 * GIB, context_bytes: int = 0) -> None:
         """New GPUs, a new quota, nothing used."""
         shutil.rmtree(self.folder / "sim", ignore_errors=True)
         create.create(self.folder / "sim", gpus, memory_bytes, context_bytes=context_bytes)
-        self.write("quota", quota_file.quota("c0ffee", slices, burst="hard", priority="normal"))
+        self.slice(*slices)
+
+    def slice(self, *slices: Slice, burst: str = "hard", priority: str = "normal") -> None:
+        """A new quota, nothing used, on the GPUs that are there."""
+        self.slices = slices
+        self.write("quota", quota_file.quota("c0ffee", slices, burst=burst, priority=priority))
         self.write("usage", quota_file.usage_header().ljust(quota_file.USAGE_BYTES, b"\0"))
+        self.write("share", bytes(neighbours.SHARE_BYTES))
+        for number, part in enumerate(slices):
+            folder = self.folder / f"gpu{number}"
+            folder.unlink(missing_ok=True)
+            folder.symlink_to(neighbours.gpu_folder(str(self.folder), part.uuid))
+        self.tell_neighbours()
+
+    def tell_neighbours(self) -> None:
+        box = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            neighbours.enter(str(self.folder), box, self.slices, (self.folder / "quota").read_bytes())
+        finally:
+            os.close(box)
 
     def write(self, name: str, data: bytes) -> None:
         path = self.folder / name
@@ -106,15 +126,21 @@ class Box:
 
     def set_cores(self, percent: int) -> None:
         """As the host does it while the container runs, for the slice's first GPU."""
+        self.slices = (replace(self.slices[0], cores_percent=percent), *self.slices[1:])
+        self.set_field("cores_percent", percent)
+        self.tell_neighbours()
+
+    def set_field(self, name: str, value: int) -> None:
+        """A live 32-bit field of the quota, for the slice's first GPU."""
         types = bindings.ffi()
-        at = types.offsetof("struct vgw_quota", "gpus") + types.offsetof("struct vgw_quota_gpu", "cores_percent")
+        at = types.offsetof("struct vgw_quota", "gpus") + types.offsetof("struct vgw_quota_gpu", name)
         with (self.folder / "quota").open("r+b") as file:
             file.seek(at)
-            file.write(struct.pack("<I", percent))
+            file.write(struct.pack("<I", value))
 
     def share(self, kind: str, us: int) -> subprocess.Popen[str]:
         """A running tests/libcuda_wrap/c/share.c that has begun to launch; `close` ends it."""
-        command = [str(self.folder / "share"), kind, str(us)]
+        command = [str(self.folder / "load"), kind, str(us)]
         process = subprocess.Popen(command, env=self.environment(), stdout=subprocess.PIPE, text=True)
         self.clients.append(Client(process))
         assert process.stdout

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from oci_hook import hook, inventory, ledger, plan, policy
+from oci_hook import hook, inventory, ledger, plan, policy, quota_file
 from oci_hook.errors import VgpuError
 from oci_hook.records import Allocation, Ask, Placement, Request, Slice
 from tests.harness import rootfs, stub_driver
@@ -117,7 +117,8 @@ def allocate(container: Container) -> None:
     folder = ledger.folder(settings.state_dir, container.id)
     mounts = plan.make(inventory.load(settings), placement, request, folder)
     with ledger.Ledger(settings.state_dir) as book:
-        book.add(allocation, mounts, b"quota", b"usage", 4096)
+        limits = quota_file.quota(container.id, placement.slices, burst="hard", priority="normal")
+        book.add(allocation, mounts, limits, b"usage", 4096)
 
 
 def is_armed(container: Container) -> bool:
@@ -129,7 +130,8 @@ def test_prestart_mounts_and_arms_and_poststop_gives_back(container: Container) 
     done = container.call("prestart")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert is_armed(container)
-    assert {"usr/lib/vgpu", "usr/lib/vgpu/usage", "usr/lib/vgpu/libvgpu-driver.so"} <= set(container.mounts())
+    inside = ("", "/usage", "/share", "/gpu0", "/libvgpu-driver.so")
+    assert {f"usr/lib/vgpu{name}" for name in inside} <= set(container.mounts())
     assert f"{rootfs.LIBDIR}/libcuda.so.1" in container.mounts()
     container.end()
     done = container.call("poststop", {"id": container.id, "bundle": str(container.bundle), "status": "stopped"})
@@ -154,7 +156,7 @@ STATES = [
     ({"pid": 77.5}, "VGPU-OCI-002"),
     ({"pid": 1 << 40}, "VGPU-OCI-002"),
     ({"pid": None}, "VGPU-OCI-002"),
-    ({"pid": os.getpid()}, "VGPU-OCI-002"),  # it has our own mount namespace
+    pytest.param({"pid": os.getpid()}, "VGPU-OCI-002", id="our-own-mount-namespace"),
     ({"pid": 1 << 22}, "VGPU-IMG-004"),  # nobody
     ({"bundle": "relative"}, "VGPU-OCI-002"),
     ({"bundle": "/a\0b"}, "VGPU-OCI-002"),
@@ -198,6 +200,7 @@ def test_a_refusal_is_kept_and_frees_the_slice(container: Container) -> None:
     assert container.id not in container.vgpu.containers()
     kept = [failure for failure in container.vgpu.failures() if failure["id"] == container.id]
     assert [failure["code"] for failure in kept] == ["VGPU-DEP-001"]
+    assert (kept[0]["part"], kept[0]["bundle"]) == ("hook", str(container.bundle))
     assert [entry["event"] for entry in container.vgpu.audit() if entry["id"] == container.id] == ["fail"]
 
 

@@ -56,8 +56,19 @@ def loaded(vgpu: Installed) -> set[str]:
     """The modules at the moment when the shim lets the launcher become runc."""
     python = f"{vgpu.policy.prefix}/lib/vgpu/python"
     policy = f"{vgpu.policy.prefix}/etc/policy.json"
-    command = [PYTHON, "-I", "-S", "-E", "-c", PROBE, python, "--policy", policy, "--bundle", str(vgpu.bundle)]
-    command += ["--config", "config.json", "--id", "x1", "--log", "", "--log-format", "json"]
+    command = [PYTHON, "-I", "-S", "-E", "-c", PROBE, python, "--policy", policy, "--runtime", "/bin/true"]
+    command += [
+        "--bundle",
+        str(vgpu.bundle),
+        "--config",
+        "config.json",
+        "--id",
+        "x1",
+        "--log",
+        "",
+        "--log-format",
+        "json",
+    ]
     command += ["--launcher", str(os.getpid()), "--answer", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr

@@ -86,6 +86,8 @@ def test_machine_and_processor_decide(old: bool) -> None:
         (b"glibc-ld.so.cache1.1", "cut short"),
         (b"glibc-ld.so.cache1.1" + b"\xff" * 28, "more entries"),
         (made([(0x0303, "x", "/x", 0)])[:-1], "without an end"),
+        (made([(0x0303, "x", "/x", 0)] * 70_000), "more entries than any"),
+        (made([(0x0303, "x" * 4000, "/x", 0)] * 5_000), "more text than any"),
     ],
 )
 def test_what_is_no_cache_is_refused_with_its_reason(data: bytes, reason: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 from oci_hook import ledger
 from oci_hook.errors import HostError
 from oci_hook.placement import place
-from oci_hook.quota_file import USAGE_BYTES, usage_header
+from oci_hook.quota_file import USAGE_BYTES, quota, usage_header
 from oci_hook.records import Allocation, Ask, Gpu, Mount, Placement, Plan, Policy, Process, Request, Slice
 from oci_hook.values import replace
 
@@ -42,7 +42,12 @@ def entry(container: str, creator: Process | None = None, placement: Placement |
 
 def add(state: Path, allocation: Allocation) -> None:
     with ledger.Ledger(str(state)) as book:
-        book.add(allocation, PLAN, b"quota", usage_header(), USAGE_BYTES)
+        put(book, allocation)
+
+
+def put(book: ledger.Ledger, allocation: Allocation) -> None:
+    limits = quota(allocation.id, allocation.placement.slices, burst="hard", priority="normal")
+    book.add(allocation, PLAN, limits, usage_header(), USAGE_BYTES)
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -71,7 +76,7 @@ def test_an_allocation_is_read_back_with_its_plan_and_box(tmp_path: Path) -> Non
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [base, *base.rglob("*")]}
     assert modes == {
         "abc": 0o700, "plan.json": 0o600, "allocation.json": 0o600, "box": 0o755, "quota": 0o644, "usage": 0o666,
-        "libvgpu-driver.so": 0o644, "libvgpu-nvml.so": 0o644,
+        "libvgpu-driver.so": 0o644, "libvgpu-nvml.so": 0o644, "share": 0o666, "gpu0": 0o700,
     }  # fmt: skip
     assert (base / "box/usage").stat().st_size == USAGE_BYTES
     assert [stat.S_IMODE(path.stat().st_mode) for path in (state, state / "containers")] == [0o755, 0o755]
@@ -261,7 +266,7 @@ def test_fifty_starts_at_once_never_over_commit(tmp_path: Path) -> None:
             placement = place(Request(asks=(Ask(8 * GIB),)), GPUS, book.entries(), POLICY)
             if placement.slices:
                 container = entry(f"c{number}", placement=placement)
-                book.add(container, PLAN, b"", usage_header(), USAGE_BYTES)
+                put(book, container)
         os.write(done[1], b"+" if placement.slices else b"-")
         time.sleep(60)  # a living creator, until it is killed
 

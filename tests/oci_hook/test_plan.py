@@ -56,7 +56,7 @@ def test_only_what_the_capabilities_name() -> None:
     }  # fmt: skip
     assert "/usr/bin/nvidia-smi" not in targets(compute, "path")
     assert "/usr/bin/nvidia-smi" in targets(plan("utility"), "path")
-    assert targets(plan("utility"), "box") == ["usage", "libvgpu-nvml.so"]
+    assert targets(plan("utility"), "box") == ["usage", "share", "gpu0", "libvgpu-nvml.so"]
     assert "libnvidia-encode.so.1" in targets(plan("video"), "library")
 
 

@@ -35,7 +35,7 @@ def machine_root() -> Iterator[RootView]:
 
 @pytest.mark.slow  # the loader takes 10 ms a file
 def test_every_library_of_this_machine_loads_or_not_as_its_loader_says(machine_root: RootView) -> None:
-    image_of_all = preflight.Image(machine_root, preflight._MACHINES[MACHINE])
+    image_of_all = preflight.Image(machine_root, preflight.MACHINES[MACHINE])
     differing, compared, until = [], 0, time.monotonic() + TIME_S
     paths = libraries()
     for path in paths:
@@ -51,14 +51,8 @@ def test_every_library_of_this_machine_loads_or_not_as_its_loader_says(machine_r
             [LOADER, "--list", path], capture_output=True, text=True, env={}, timeout=20, check=False
         )
         wanted = listed.returncode != 0 or "not found" in listed.stdout + listed.stderr  # a name, or a version
-        image = preflight.Image.__new__(preflight.Image)
-        image.__dict__.update(image_of_all.__dict__, known={})  # the cache is read once, what was found is not kept
-        itself = preflight.Provider(str(path), facts)
-        needed = tuple(map(itself.expanded, facts.needed))
-        own = Library(str(path), facts.soname, "plain", "compute", needed, facts.requires, ())
-        for soname in needed:
-            image.provider(soname, itself.folders())
-        found = list(preflight.problems(image, [own], set()))
+        own = preflight.needs_of(str(path), preflight.Provider(str(path), facts))
+        found = list(preflight.problems(image_of_all.another(), [own], set()))
         compared += 1
         if bool(found) != wanted:
             differing.append(f"{path}: {found}\n{listed.stdout}{listed.stderr}")
@@ -80,10 +74,10 @@ def driver(needed: tuple[str, ...] = ("libc.so.6", "libm.so.6"), **versions: str
     return Library("/host/libcuda.so.1", "libcuda.so.1", "cuda", "compute", needed, wanted, ())
 
 
-def check(root: Path, *wanted: Library, env: tuple[str, ...] = (), machine: str = MACHINE) -> Found:
+def check(root: Path, *wanted: Library, env: tuple[str, ...] = (), cwd: str = "/", machine: str = MACHINE) -> Found:
     view = opened(root)
     try:
-        return preflight.check(view, wanted or [driver()], ["libvgpu-driver.so"], env, "/", machine)
+        return preflight.check(view, wanted or [driver()], ["libvgpu-driver.so"], env, cwd, machine)
     finally:
         os.close(view.fd)
 
@@ -124,9 +118,70 @@ def test_a_library_of_the_image_that_lacks_its_own_is_found_too(tree: Path) -> N
     assert error.code == "VGPU-DEP-001" and "'libmine.so.1' needs it" in str(error)
 
 
+def test_a_library_is_found_where_the_images_own_environment_says(tree: Path) -> None:
+    (tree / "opt/own").mkdir(parents=True)
+    (tree / rootfs.LIBDIR / "libm.so.6").rename(tree / "opt/own/libm.so.6")
+    assert refusal(tree).code == "VGPU-DEP-001"
+    check(tree, env=("LD_LIBRARY_PATH=/nowhere:/opt/own",))
+    check(tree, env=("LD_LIBRARY_PATH=/nowhere:",), cwd="/opt/own")  # an empty entry is the working folder
+
+
+def test_an_rpath_holds_for_those_further_down_and_a_runpath_does_not(tree: Path) -> None:
+    below = tree / "opt/below"
+    below.mkdir(parents=True)
+    stub_driver.library(below / "libdeep.so.1", "libdeep.so.1", "x")
+    flags: tuple[str, ...] = (f"-L{below}",)
+    stub_driver.library(below / "libmiddle.so.1", "libmiddle.so.1", "y", libraries=(":libdeep.so.1",), flags=flags)
+    for tag, found in (("--disable-new-dtags", 0), ("--enable-new-dtags", 1)):
+        top = tree / rootfs.LIBDIR / "libtop.so.1"
+        flags = (f"-L{below}", f"-Wl,{tag},-rpath,$ORIGIN/../../../opt/below")
+        stub_driver.library(top, "libtop.so.1", "z", libraries=(":libmiddle.so.1",), flags=flags)
+        view = opened(tree)
+        image = preflight.Image(view, preflight.MACHINES[MACHINE])
+        listed = list(preflight.problems(image, [preflight.of_driver(driver(("libtop.so.1",)))], set()))
+        os.close(view.fd)
+        assert [problem.soname for problem in listed] == ["libdeep.so.1"] * found
+
+
+def test_libraries_that_need_each_other_are_followed_once(tree: Path) -> None:
+    first, second = tree / rootfs.LIBDIR / "libfirst.so.1", tree / rootfs.LIBDIR / "libsecond.so.1"
+    stub_driver.library(first, "libfirst.so.1", "x")
+    stub_driver.library(second, "libsecond.so.1", "y", needed=first)
+    stub_driver.library(first, "libfirst.so.1", "x", needed=second)
+    check(tree, driver(("libfirst.so.1",)))
+    second.unlink()
+    assert "'libfirst.so.1' needs it" in str(refusal(tree, driver(("libfirst.so.1",))))
+
+
+def test_a_file_that_a_loader_would_refuse_is_missing_and_the_reason_is_told(tree: Path) -> None:
+    """What is left of a library where large files were not fetched."""
+    library = tree / rootfs.LIBDIR / "libm.so.6"
+    library.unlink()
+    library.write_text("version https://git-lfs.github.com/spec/v1\n" + "oid sha256:0\n" * 4)
+    error = refusal(tree)
+    assert error.code == "VGPU-DEP-001" and "libm.so.6' is not an ELF file)" in str(error)
+
+
+def test_a_part_of_another_glibc_is_told_to_be_one(tree: Path) -> None:
+    wanted = Library("/x", "libown.so.1", "plain", "compute", ("libc.so.6",), {"libc.so.6": ("GLIBC_PRIVATE",)}, ())
+    check(tree, wanted)
+    library = tree / rootfs.LIBDIR / "libc.so.6"
+    image = library.read_bytes()
+    library.unlink()
+    library.write_bytes(image.replace(b"GLIBC_PRIVATE", b"GLIBC_PUBLIC0"))
+    assert "from one and the same glibc" in refusal(tree, wanted).remedy
+
+
+def test_a_search_that_would_not_end_is_refused(tree: Path) -> None:
+    names = tuple(f"libnone{number}.so.1" for number in range(300))
+    with pytest.raises(ImageError) as caught:
+        check(tree, driver(names), env=("LD_LIBRARY_PATH=" + ":/usr" * 200,))
+    assert caught.value.code == "VGPU-IMG-005"
+
+
 def test_a_glibc_that_is_too_old_is_told_with_both_versions(tree: Path) -> None:
     error = refusal(tree, driver(("libc.so.6",), needs="GLIBC_2.99"))
-    highest = max((v for v in elf.parse_bytes(LIBC.read_bytes()).provides if "PRIV" not in v), key=preflight._order)
+    highest = max((v for v in elf.parse_bytes(LIBC.read_bytes()).provides if "PRIV" not in v), key=preflight.order)
     assert error.code == "VGPU-DEP-002"
     assert "'GLIBC_2.99'" in str(error) and f"'{highest}'" in str(error)
     assert "glibc 2.99 or newer" in error.remedy

@@ -49,7 +49,7 @@ def test_the_quota_file_read_by_the_header(layout: Any) -> None:
         assert part.flags == constants()["VGW_FLAG_SOFT"]
         assert part.priority == 2
         assert part.charge_permille == 0
-        assert bytes(layout.buffer(part.reserved)) == bytes(56)
+        assert (part.charge_until_s, bytes(layout.buffer(part.reserved))) == (0, bytes(52))
     assert bytes(layout.buffer(found.gpus + 2, (16 - 2) * 128)) == bytes((16 - 2) * 128)
 
 

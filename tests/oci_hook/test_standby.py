@@ -55,7 +55,7 @@ class Call:
 
 
 def wait_for_its_end(vgpu: Installed) -> None:
-    until = time.monotonic() + 10
+    until = time.monotonic() + 30
     while leftovers.processes(vgpu.base) and time.monotonic() < until:
         time.sleep(0.01)
     assert leftovers.processes(vgpu.base) == []

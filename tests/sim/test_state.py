@@ -25,6 +25,8 @@ OFFSETS = {
     "offsetof(struct vgs_state, gpus)": create.GPUS_AT,
     "offsetof(struct vgs_state, slots)": create.SLOTS_AT,
     "offsetof(struct vgs_gpu, lost)": create.GPU_LOST_AT,
+    "offsetof(struct vgs_gpu, xid)": create.GPU_XID_AT,
+    "offsetof(struct vgs_gpu, xid_count)": create.GPU_XID_AT + 8,
     "offsetof(struct vgs_gpu, minor)": create.GPU_LOST_AT + 4,
     "offsetof(struct vgs_gpu, memory_bytes)": 48 + 64 + 32,
     "offsetof(struct vgs_gpu, busy_ns)": create.GPU_LOST_AT + 12,

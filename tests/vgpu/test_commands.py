@@ -239,7 +239,7 @@ def test_a_terminal_that_is_ascii_only_is_no_traceback(prefix: Path) -> None:
 
 
 def test_wrong_usage_is_exit_code_2(prefix: Path) -> None:
-    for arguments in (["pz"], ["ps", "--nope"], ["configure", "podman"]):
+    for arguments in (["pz"], ["ps", "--nope"], ["configure", "lxc"]):
         done = vgpu(prefix, *arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert "Traceback" not in done.stderr

@@ -45,7 +45,7 @@ def test_a_flag_that_contradicts_the_file_is_told_and_nothing_is_written(prefix:
     for arguments in (("--set-default",), ("--set-default", "--dry-run")):
         done = configure(prefix, daemon, *arguments)
         assert done.returncode == 5, done
-        assert done.stderr.startswith("vgpu: VGPU-ENG-001: dockerd is started with '--default-runtime runc'")
+        assert done.stderr.startswith("vgpu: VGPU-CFG-006: dockerd is started with '--default-runtime runc'")
         assert f"(process {daemon.pid})" in done.stderr
         assert daemon.config.read_bytes() == before
         assert not daemon.config.with_name("daemon.json.vgpu-backup").exists()
@@ -57,7 +57,7 @@ def test_dockerd_is_asked_about_the_new_text_as_it_is_started(prefix: Path, daem
     bad = json.dumps({**json.loads(good), "no-such-key": 1})
     with pytest.raises(HostError, match="no-such-key") as caught:
         docker_process.require_valid(bad, good, path)
-    assert caught.value.code == "VGPU-ENG-002"
+    assert caught.value.code == "VGPU-CFG-007"
     docker_process.require_valid(bad, bad, path)  # it is refused already: not our change is at fault
     clash = json.dumps({**json.loads(good), "default-runtime": "runc"})
     with pytest.raises(HostError, match="default-runtime"):  # with the flags that this one was started with
@@ -73,7 +73,7 @@ def test_undo_refuses_while_containers_need_the_runtime(prefix: Path, daemon: do
     configured = daemon.config.read_bytes()
     refused = configure(prefix, daemon, "--undo", "--reload")
     assert refused.returncode == 5, refused
-    assert refused.stderr.startswith("vgpu: VGPU-ENG-003: 1 container of Docker could not start")
+    assert refused.stderr.startswith("vgpu: VGPU-CFG-008: 1 container of Docker could not start")
     assert "needs-it" in refused.stderr and "does-not" not in refused.stderr and "--force" in refused.stderr
     assert daemon.config.read_bytes() == configured
     forced = configure(prefix, daemon, "--undo", "--reload", "--force")

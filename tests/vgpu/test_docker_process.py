@@ -91,7 +91,7 @@ def test_a_flag_that_dockerd_would_not_take_beside_the_key_is_refused(
     write(root, "etc/default/docker", f'DOCKER_OPTS="{flags}"\n')
     with pytest.raises(HostError) as caught:
         docker_process.require_no_conflict(text, FILE, LAUNCHER, str(root))
-    assert caught.value.code == "VGPU-ENG-001"
+    assert caught.value.code == "VGPU-CFG-006"
     assert flag in str(caught.value) and "docker.service" in str(caught.value)
     assert remedy in caught.value.remedy
 

@@ -37,6 +37,10 @@ class Collector:
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         return Sample(now, time.time_ns(), tuple(containers), gpus, tuple(troubles), self._policy.simulate_gpus > 0)
 
+    def failures(self) -> list[tuple[int, str]]:
+        """(GPU, why) of those that have failed since the last call; asked after `sample`."""
+        return [] if self._nvml is None else self._nvml.failures(self._policy.sick_xids)
+
     def close(self) -> None:
         if self._nvml is not None:
             self._nvml.close()

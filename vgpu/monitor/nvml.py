@@ -10,6 +10,8 @@ import contextlib
 import ctypes
 import os
 from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -40,6 +42,17 @@ def library(policy: Policy) -> str:
     return ""
 
 
+@dataclass(frozen=True, slots=True)
+class GpuModes:
+    """compute_mode: as nvmlComputeMode_t has it, 0 is the default."""
+
+    index: int
+    uuid: str
+    mig: bool | None
+    compute_mode: int | None
+    persistence: bool | None
+
+
 class Nvml:
     """NVML, open: `with Nvml(policy) as nvml`. Raises HostError VGPU-HOST-007 where the driver cannot be asked."""
 
@@ -48,6 +61,8 @@ class Nvml:
 
         self._nvml: Any = pynvml
         self._since_us: dict[int, int] = {}
+        self._events: Any = None
+        self._lost: set[int] = set()
         path = library(policy)
         if policy.simulate_gpus:
             os.environ["VGPU_SIM_DIR"] = f"{policy.state_dir}/sim"
@@ -69,11 +84,76 @@ class Nvml:
             self._nvml.nvmlShutdown()
 
     def gpus(self, processes: Processes) -> tuple[GpuTruth, ...]:
-        """All GPUs as they are now; utilisation is the average since the last call. Raises as the constructor."""
+        """All GPUs as they are now, without those that are lost; utilisation is the average since the last call.
+
+        Raises as the constructor.
+        """
+        found = []
         try:
-            return tuple(self._gpu(index, processes) for index in range(self._nvml.nvmlDeviceGetCount()))
+            for index in range(self._nvml.nvmlDeviceGetCount()):
+                try:
+                    found.append(self._gpu(index, processes))
+                    self._lost.discard(index)
+                except self._nvml.NVMLError_GpuIsLost:
+                    self._lost.add(index)
         except self._nvml.NVMLError as error:
             raise _refused(error) from None
+        return tuple(found)
+
+    def failures(self, critical: Sequence[int]) -> list[tuple[int, str]]:
+        """(GPU, why) of those that `gpus` did not find, and that have had a critical error since the last call.
+
+        critical: which XIDs count.
+        """
+        found = [(index, "it is lost: it does not answer") for index in sorted(self._lost)]
+        return found + [(index, f"XID {xid}") for index, xid in self._xids() if xid in critical]
+
+    def _xids(self) -> list[tuple[int, int]]:
+        nvml, found = self._nvml, []
+        try:
+            if self._events is None:
+                self._events = self._registered()
+            while True:
+                event = nvml.nvmlEventSetWait_v2(self._events, 0)
+                found.append((int(nvml.nvmlDeviceGetIndex(event.device)), int(event.eventData)))
+        except nvml.NVMLError:  # a time-out: that is all
+            return found
+
+    def _registered(self) -> Any:
+        """A set of events, told of every GPU's critical errors that its driver tells of."""
+        nvml = self._nvml
+        events = nvml.nvmlEventSetCreate()
+        for index in range(nvml.nvmlDeviceGetCount()):
+            with contextlib.suppress(nvml.NVMLError):
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                nvml.nvmlDeviceRegisterEvents(handle, nvml.nvmlEventTypeXidCriticalError, events)
+        return events
+
+    def modes(self) -> tuple[GpuModes, ...]:
+        """What each GPU is set to; None where the driver does not say. Raises as the constructor."""
+        try:
+            return tuple(self._modes(index) for index in range(self._nvml.nvmlDeviceGetCount()))
+        except self._nvml.NVMLError as error:
+            raise _refused(error) from None
+
+    def _modes(self, index: int) -> GpuModes:
+        nvml = self._nvml
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+
+        def told(ask: Callable[[Any], Any]) -> Any:
+            try:
+                return ask(handle)
+            except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NoPermission):
+                return None
+
+        mig, mode = told(nvml.nvmlDeviceGetMigMode), told(nvml.nvmlDeviceGetPersistenceMode)
+        return GpuModes(
+            index=index,
+            uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+            mig=None if mig is None else bool(mig[0]),
+            compute_mode=told(nvml.nvmlDeviceGetComputeMode),
+            persistence=None if mode is None else bool(mode),
+        )
 
     def _gpu(self, index: int, processes: Processes) -> GpuTruth:
         nvml = self._nvml

@@ -14,7 +14,8 @@ from oci_hook.errors import VgpuError
 from oci_hook.records import Policy
 from vgpu import output
 from vgpu.config import load
-from vgpu.monitor import history, status, truth
+from vgpu.monitor import history, sick, status, truth
+from vgpu.monitor.calibrate import Charges
 from vgpu.monitor.collect import Collector
 from vgpu.monitor.rows import rows
 from vgpu.monitor.sample import Sample
@@ -50,6 +51,7 @@ class Monitor:
         self._ring = ring
         self._interval_s = interval_s
         self._allowance_bytes = allowance_bytes
+        self._charges = Charges(policy.state_dir, interval_s)
         self._tracks: dict[Key, Track] = {}
         self._troubles: frozenset[tuple[str, str]] = frozenset()
 
@@ -59,8 +61,12 @@ class Monitor:
             sample = self.collector.sample()
             found = truth.suspicions(sample, self._allowance_bytes)
             tracks = truth.step(self._tracks, found, [one.id for one in sample.containers])
-            self._ring.append(rows(sample, truth.raised(tracks)))
+            flat = rows(sample, truth.raised(tracks))
+            self._ring.append(flat)
+            self._charges.look(sample, flat)
             status.write(self._policy.state_dir, tracks, self._interval_s)
+            for line in sick.leave_out(self._policy, self.collector.failures()):
+                output.message(f"vgpu: {line}")
         except (VgpuError, OSError) as error:
             self._say_troubles(frozenset({("this round", str(error))}))
             return

@@ -100,7 +100,7 @@ def test_a_program_held_by_its_share_is_told_so(simulated: Host, start: Start, b
     built_box.write("quota", quota_file.quota("c0ffee", [part(0, 8 * GIB, 30)], burst="hard", priority="normal"))
     inside = ["nsenter", "--target", str(init_of(simulated)), "--mount"]
     flood = subprocess.Popen(
-        [*inside, str(built_box.folder / "share"), "flood", "5000"], stdout=subprocess.PIPE, text=True,
+        [*inside, str(built_box.folder / "load"), "flood", "5000"], stdout=subprocess.PIPE, text=True,
         env=built_box.environment(),
     )  # fmt: skip
     try:

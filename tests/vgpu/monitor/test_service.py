@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from libcuda_wrap import bindings
+from libcuda_wrap.sim import create
+from libcuda_wrap.toolchain import ROOT
+from oci_hook import ledger
 from tests.vgpu.monitor.host import GIB, SECOND, Host, refused
-from vgpu.monitor import arguments, calibrate, history, status
+from vgpu.monitor import arguments, calibrate, collect, history, status
 from vgpu.monitor.rates import Rate
+from vgpu.monitor.rows import rows
+from vgpu.monitor.sample import GpuTruth, ProcessTruth, Sample
 from vgpu.monitor.truth import BYPASS, INACTIVE, Key, Track
 
 _FAST = ("monitor", "--interval", "0.1", "--history", "1MiB")
@@ -122,8 +130,36 @@ def rate(busy: float, sm: float | None) -> Rate:
 
 
 def test_what_the_limiter_should_charge_is_the_containers_own_part_of_the_measured_time() -> None:
-    assert calibrate.charge_permille(rate(0.8, 0.4)) == 500
-    assert calibrate.charge_permille(rate(0.4, 0.8)) == calibrate.FULL  # never more than was measured
-    assert calibrate.charge_permille(rate(0.8, 0.001)) == 100  # and never next to nothing
-    assert calibrate.charge_permille(rate(0.8, None)) is None
-    assert calibrate.charge_permille(rate(0.01, 0.01)) is None
+    assert calibrate.charge_permille(calibrate.FULL, rate(0.8, 0.4)) == 750  # half of the way
+    assert calibrate.charge_permille(600, rate(0.4, 0.4)) == 600  # charged right: it stays
+    assert calibrate.charge_permille(600, rate(0.4, 0.8)) == 900
+    assert calibrate.charge_permille(calibrate.FULL, rate(0.1, 1.0)) == calibrate.MOST
+    assert calibrate.charge_permille(300, rate(0.8, 0.01)) == calibrate.LEAST
+    assert calibrate.charge_permille(500, rate(0.8, None)) is None
+    assert calibrate.charge_permille(500, rate(0.8, 0.0)) is None  # a driver that says 0 does not know
+    assert calibrate.charge_permille(500, rate(0.01, 0.01)) is None
+
+
+def test_the_bounds_are_the_wrappers_own() -> None:
+    text = (ROOT / "libcuda_wrap/src/bucket.c").read_text()
+    found = dict(re.findall(r"#define CHARGE_(LEAST|MOST) +(\d+)u", text))
+    assert found == {"LEAST": str(calibrate.LEAST), "MOST": str(calibrate.MOST)}
+
+
+def test_a_monitor_writes_what_is_to_be_charged_and_until_when(host: Host) -> None:
+    name = host.give_out("job")
+    charges = calibrate.Charges(str(host.state), 5.0)
+    allocation = ledger.read(str(host.state), name)
+    assert allocation
+    told = ProcessTruth(7, 7, name, 0, 20.0)
+    for second, busy in ((100, 0), (105, 2 * SECOND)):  # 40 % by its own account, 20 % by the driver's
+        host.use(name, busy_ns=busy)
+        containers, _ = collect.read_containers(host.policy)
+        gpu = GpuTruth(0, create.gpu_uuid(0), "", 80 * GIB, 0, 100.0, (told,))
+        sample = Sample(second * SECOND, 0, tuple(containers), (gpu,))
+        charges.look(sample, rows(sample))
+    quota = bindings.read_quota(host.box(name) / "quota")[0]
+    assert (quota.charge_permille, quota.charge_until_s) == (750, 105 + 16)
+    charges.look(replace(sample, containers=()), [])  # it has ended: nothing is remembered
+    (host.box(name) / "quota").write_bytes(b"")
+    charges.look(sample, rows(sample))  # and what cannot be written does not end the monitor

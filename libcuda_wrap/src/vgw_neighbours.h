@@ -1,0 +1,22 @@
+/* vgw_neighbours.h - the other containers on a GPU: what they leave idle, and whether there are any. */
+#ifndef VGW_NEIGHBOURS_H
+#define VGW_NEIGHBOURS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define VGW_BUCKET_NS 20000000 /* tokens that a container keeps which is idle, or gets no CPU: 2 points of a second */
+
+/* What the neighbours may know: the bucket now, and for how long there is work under way. No share file: nothing. */
+void vgw_tell_bucket(unsigned gpu, int64_t tokens_ns, uint64_t refilled_ns);
+void vgw_tell_active(unsigned gpu, uint64_t until_ns);
+
+/* Nanoseconds of idle GPU time that this container may have since it last asked; 0 if that was a moment ago. Only for
+ * one that borrows (VGW_FLAG_SOFT). */
+uint64_t vgw_idle_time(unsigned gpu, uint64_t now_ns);
+
+/* Whether this process is the only one with a slice of the GPU: then what it measures is its own. Looked at again every
+ * 100 ms; false if it cannot be told. */
+bool vgw_alone(unsigned gpu, uint64_t now_ns);
+
+#endif

@@ -1,0 +1,61 @@
+"""Files of hooks.d, which Podman and CRI-O read: hooks for containers by their annotations. Pure: text in, text out.
+
+One file is one hook, and one program with the same arguments at all its stages, so ours are two files. An engine skips
+a file whose program is missing and starts the container without it: they go first when vgpu goes. Source: oci-hooks(5).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from oci_hook.bundle import HOOK_ENV, HOOK_TIMEOUT_S
+from oci_hook.errors import HostError
+from runtime_config.cdi import hook_command
+from runtime_config.engines.drop_in import Found
+
+FOLDER = "/usr/share/containers/oci/hooks.d"  # the one that Podman and CRI-O read unless they are told otherwise
+STAGES = {"prestart": "direct", "poststop": "poststop"}  # OCI stage -> word of our hook
+ANNOTATIONS = r"^vgpu\..*$"
+
+
+@dataclass(frozen=True, slots=True)
+class HookFile:
+    """The file of one stage. python: the interpreter of the hook. prefix: of the installation."""
+
+    stage: str
+    python: str
+    prefix: str
+
+    @property
+    def name(self) -> str:
+        return f"vgpu-{self.stage}.json"
+
+    def text(self) -> str:
+        command = hook_command(STAGES[self.stage], self.python, self.prefix)
+        hook = {"path": command[0], "args": command, "env": list(HOOK_ENV), "timeout": HOOK_TIMEOUT_S}
+        when = {"annotations": {ANNOTATIONS: ".*"}}
+        return json.dumps({"version": "1.0.0", "hook": hook, "when": when, "stages": [self.stage]}, indent=2) + "\n"
+
+    def find(self, text: str, path: str = "") -> Found:
+        """Raises VGPU-CFG-001 for a file of that name that is no hook of ours."""
+        if not text:
+            return Found(None, False)
+        try:
+            args: list[Any] = json.loads(text)["hook"]["args"]
+            script = next(word for word in args if word.endswith("/vgpu_hook.py"))
+        except (ValueError, TypeError, KeyError, AttributeError, StopIteration):
+            remedy = "remove it, or name another folder with --hooks-dir"
+            raise HostError("VGPU-CFG-001", f"{path}: not a hook of vgpu's", remedy=remedy) from None
+        return Found(script, False)
+
+    def add(self, text: str, launcher: str, *, set_default: bool = False, path: str = "") -> str:
+        """The whole file: it is ours alone. launcher, set_default: of no meaning here. Raises as `find`."""
+        self.find(text, path)
+        return self.text()
+
+    def remove(self, text: str, original: str | None, path: str = "") -> str | None:
+        """No file, whatever ours says by now. Raises as `find`."""
+        self.find(text, path)
+        return None

@@ -1,0 +1,78 @@
+"""vgpu configure podman and crio. cli.py adds them to the rest."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from runtime_config.policy_file import DEFAULT_PATH as DEFAULT_CONFIG
+from vgpu.options import DryRun, Json, Prefix
+
+Undo = Annotated[bool, typer.Option("--undo", help="Take it out again.")]
+SetDefault = Annotated[bool, typer.Option("--set-default", help="Make vgpu the default runtime.")]
+_PODMAN = "/etc/containers/containers.conf.d/vgpu.conf"
+_CRIO = "/etc/crio/crio.conf.d/99-vgpu.conf"
+_HOOKS = "/usr/share/containers/oci/hooks.d"
+
+
+def add_to(configure_app: typer.Typer) -> None:
+    """Adds all commands of this file."""
+    configure_app.command("podman")(configure_podman_command)
+    configure_app.command("crio")(configure_crio_command)
+
+
+def configure_podman_command(
+    dry_run: DryRun = False,
+    undo: Undo = False,
+    set_default: SetDefault = False,
+    hooks: Annotated[bool, typer.Option("--hooks", help="Also refuse requests that come without a device.")] = False,
+    config_file: Annotated[str, typer.Option("--config", help="The drop-in to write.")] = _PODMAN,
+    hooks_dir: Annotated[str, typer.Option("--hooks-dir", help="With --hooks, --undo: Podman's folder.")] = _HOOKS,
+    prefix: Prefix = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Ask Podman whether it has the runtime.")] = False,
+    program: Annotated[str, typer.Option("--program", help="The Podman to ask.")] = "podman",
+    json: Json = False,
+) -> None:
+    """Give Podman the runtime vgpu, in a drop-in of its containers.conf."""
+    from oci_hook.errors import HostError
+    from runtime_config.engines import podman
+    from vgpu import configure_drop_in
+    from vgpu.configure import Edit
+
+    if os.geteuid() != 0 and config_file == _PODMAN:
+        what = "slices are counted for the whole host by root alone, so a user's own Podman cannot have the runtime"
+        raise HostError("VGPU-HOST-012", what, remedy="run this as root, and containers with slices by sudo podman")
+    edit = Edit(config_file, podman, undo=undo, set_default=set_default, dry_run=dry_run)
+    request = configure_drop_in.Request(
+        edit, _installed(prefix), hooks_dir if hooks or undo else None, program if verify else None
+    )
+    after = "every call reads it anew: podman run --runtime vgpu --annotation vgpu.memory=8GiB IMAGE"
+    undone = "containers that were created with the runtime vgpu can no longer start"
+    raise typer.Exit(configure_drop_in.run("podman", request, undone if undo else after, as_json=json))
+
+
+def configure_crio_command(
+    dry_run: DryRun = False,
+    undo: Undo = False,
+    set_default: SetDefault = False,
+    config_file: Annotated[str, typer.Option("--config", help="The drop-in to write.")] = _CRIO,
+    prefix: Prefix = None,
+    json: Json = False,
+) -> None:
+    """Give CRI-O the runtime handler vgpu, in a drop-in of its crio.conf."""
+    from runtime_config.engines import crio
+    from vgpu import configure_drop_in
+    from vgpu.configure import Edit
+
+    edit = Edit(config_file, crio, undo=undo, set_default=set_default, dry_run=dry_run)
+    request = configure_drop_in.Request(edit, _installed(prefix))
+    step = "it reads this when it starts: systemctl restart crio; containers live on"
+    raise typer.Exit(configure_drop_in.run("crio", request, step, as_json=json))
+
+
+def _installed(prefix: str | None) -> str:
+    from vgpu.config import prefix_of
+
+    return prefix or prefix_of(os.environ.get("VGPU_CONFIG", DEFAULT_CONFIG))
