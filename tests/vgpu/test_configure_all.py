@@ -105,7 +105,9 @@ def test_an_engine_that_is_not_there_is_left_out_and_none_at_all_is_told(host: H
     assert host("--all", "--undo", setup=hidden).returncode == 0
     (host.etc / "containerd/config.toml").unlink()
     none = host("--all", setup=hidden)
-    assert none.returncode == 5 and none.stderr.startswith("vgpu: VGPU-ENG-004: none of docker, containerd"), none
+    assert none.returncode == 5 and none.stderr.startswith(
+        "vgpu: VGPU-CFG-010: none of docker, containerd, podman, crio"
+    ), none
     assert host("--all", "--undo", setup=hidden).returncode == 0
 
 
