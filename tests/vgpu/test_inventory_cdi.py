@@ -31,7 +31,7 @@ def libraries() -> dict[str, Path]:
 
 @pytest.fixture
 def policy(tmp_path: Path, libraries: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Policy:
-    """With a wrapper in the prefix, and a spec as NVIDIA's tool writes it; the GPUs in another order than their nodes."""
+    """With a wrapper in the prefix, and a spec as NVIDIA's tool writes it; the GPUs in another order than nodes."""
     for name, soname in (("cuda", "libcuda.so.1"), ("nvml", "libnvidia-ml.so.1")):
         stub_driver.library(tmp_path / "prefix/lib/vgpu/wrapper" / soname, soname, f"wrapper-{name}")
     for number, name in enumerate(("nvidia0", "nvidia1", "nvidiactl", "nvidia-modeset")):
