@@ -59,7 +59,7 @@ def _containerd(wish: Wish, program: str, tell: Tell) -> dict[str, Any]:
 
 
 def _podman(wish: Wish, program: str, tell: Tell) -> dict[str, Any]:
-    hooks = hooks_d.DEFAULT_DIR if wish.undo else None  # they may be there from an earlier `configure podman --hooks`
+    hooks = hooks_d.FOLDER if wish.undo else None  # they may be there from an earlier `configure podman --hooks`
     request = configure_drop_in.Request(wish.edit(podman.DEFAULT_PATH, podman), wish.prefix, hooks, program or None)
     return configure_drop_in.do("podman", request, tell, verify=wish.verify and bool(program))
 
