@@ -5,6 +5,7 @@
 # make bench   what a start costs, beside plain runc, and what a call costs, beside the driver alone
 # make storm   64 processes on one quota, killed at random, for 5 minutes
 # make gpu-check   on a machine with a GPU: does the slice hold, and what does it cost? Needs no Docker, no network
+# make bench-preflight   what the check of an image costs at its start
 # make bench-share   how exactly a compute share is held
 # make wheel   wheel and source archive in dist/, checked, with their bills of materials (also: make sbom)
 # make reproducible   two builds as different as can be: are the bytes the same?
@@ -13,6 +14,7 @@
 # make packages   the .deb and the .rpm, in dist/; packages-test: the .deb in a fresh Debian 12 and 13 (minutes)
 # make artefacts-test   what takes too long for make test: pip builds the source archive in a clean environment
 # make bench-placement  placement policies on simulated clusters, bit for bit as committed
+# make matrix  other versions of engines and runtimes, really run: docs/compatibility.md (minutes; not part of make test)
 # Each sets up what it needs: see packaging/bootstrap.sh.
 
 PYTHON := .venv/bin/python
@@ -21,7 +23,7 @@ CC_CLIENT := $(PYTHON) -m ziglang cc -target $(shell uname -m)-linux-gnu.2.17 -O
 C_FILES = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h' | grep -v /generated/)
 PARTS := build/.launcher build/.python build/.wrapper build/.sim build/fixtures/cuda_client
 
-.PHONY: demo test lint build bench bench-wrapper bench-share bench-placement storm gpu-check wheel sbom reproducible images-context chart artefacts-test packages packages-test clean
+.PHONY: matrix demo test lint build bench bench-wrapper bench-preflight bench-share bench-placement storm gpu-check wheel sbom reproducible images-context chart artefacts-test packages packages-test clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -52,12 +54,23 @@ bench: build
 bench-wrapper: .venv/.bootstrapped
 	$(PYTHON) -m benchmarks.wrapper
 
+# what it downloads stays below build/; whose tests are marked `matrix` is named here
+MATRIX_TESTS := tests/e2e/test_engine_versions.py tests/e2e/test_runtime_versions.py tests/e2e/test_beside_nvidia_toolkit.py \
+	tests/e2e/test_podman.py tests/e2e/test_docker_cdi.py tests/e2e/test_cri_handler.py tests/runtime_config/test_engine_containerd.py tests/vgpu/test_configure_containerd.py
+matrix: build
+	rm -f build/matrix.jsonl
+	VGPU_MATRIX=build/matrix.jsonl $(PYTHON) -m pytest $(MATRIX_TESTS)
+	$(PYTHON) -m runtime_config.matrix build/matrix.jsonl
+
 storm: build
 	$(PYTHON) -m benchmarks.storm
 
 # with whatever Python there is: nothing is installed there
 gpu-check:
 	@PYTHON=$$([ -x $(PYTHON) ] && echo $(PYTHON) || echo python3); PYTHONPATH=. $$PYTHON -m benchmarks.gpu_check
+
+bench-preflight: build
+	$(PYTHON) -m benchmarks.preflight
 
 bench-share: build
 	$(PYTHON) -m benchmarks.share

@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.gpu import programs, report
 from benchmarks.gpu.machine import ROOT, Box, Nvml, loaded_from
-from libcuda_wrap.toolchain import Toolchain
+from libcuda_wrap.toolchain import PACKAGE, Toolchain
 
 WORK = ROOT / "build/gpu-check"
 PROGRAMS = Path(programs.__file__)
@@ -31,6 +31,8 @@ GIB, MIB = 1 << 30, 1 << 20
 SLACK = 32 * MIB  # what a package's own allocator keeps, or asks for beyond the size: PyTorch takes 20 MiB at a time
 MATMUL_ERROR = 0.5  # of sums of 512 products below 1, also where TensorFloat-32 is used; a wrong result is far off
 ROUNDS = 3
+SHARES = (("flood", 30), ("flood", 50), ("flood", 70), ("sync", 30), ("sync", 50))  # kernels of about 1 and 20 ms
+CLOSE = 3.0  # points, of the mean
 
 
 class NotRun(Exception):
@@ -190,6 +192,40 @@ def speed(check: Check) -> dict[str, Any]:
     return {"us": found, "checks": {"compute-bound within 2 %": found["compute_bound_us"]["ratio"] <= 1.02}}
 
 
+def share(check: Check) -> dict[str, Any]:
+    """One container at three shares, by the driver's own count of the GPU's time: tests/libcuda_wrap/c/share.c."""
+    program = check.work / "load"
+    flags = [f"-I{PACKAGE / 'include'}", f"-I{PACKAGE / 'generated'}", str(check.box.driver)]
+    try:
+        source = ROOT / "tests/libcuda_wrap/c/share.c"
+        Toolchain("gcc").program([source], program, flags=[*flags, "-ldl"])
+    except Exception as error:
+        raise NotRun(f"share.c does not compile here: {error}") from None
+    found: dict[str, Any] = {}
+    checks = {}
+    shares, samples = (SHARES[:2], 8) if check.simulated else (SHARES, 24)
+    for kind, percent in shares:
+        check.box.fresh(percent)
+        command = [str(program), kind, "1000" if kind == "flood" else "20000"]
+        environment = check.box.environment(wrapped=True)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            try:
+                if not process.stdout or process.stdout.readline() != "ready\n":
+                    raise RuntimeError(f"share.c {kind} does not run here")
+                time.sleep(1)
+                check.nvml.busy_percent()  # the first may be of the time before
+                seen = []
+                for _ in range(samples):
+                    time.sleep(0.25)
+                    seen.append(check.nvml.busy_percent())
+            finally:
+                process.kill()
+        mean = round(statistics.fmean(seen), 1)
+        found[f"{kind} at {percent} %"] = {"mean_percent": mean, "samples": seen}
+        checks[f"{kind} at {percent} % within {CLOSE:g} points"] = abs(mean - percent) <= CLOSE
+    return {"shares": found, "checks": checks}
+
+
 def _compare(rounds: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
     """Per kind the medians over the rounds, the difference and the ratio."""
     found = {}
@@ -205,6 +241,7 @@ PARTS: dict[str, Callable[[Check], dict[str, Any]]] = {
     "nvcc": nvcc,
     "smi": smi,
     "calls": calls,
+    "share": share,
     "torch": package("torch"),
     "speed": speed,
     "cupy": package("cupy"),

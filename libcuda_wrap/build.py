@@ -46,6 +46,7 @@ CUDA = Wrapper(
         "overhead.c",
         "module.c",
         "limit.c",
+        "fill.c",
         "measure.c",
         "cost.c",
         "graphmem.c",

@@ -49,6 +49,8 @@ def current_key(policy: Policy) -> str:
             f"driver {loaded_driver() or 'none'} at {policy.driver_root}, {' '.join(_names(DRIVER_GPUS)) or 'no GPU'}"
         )
         ours = _stamps(wrapper_folder(policy))
+        if policy.driver_spec:
+            ours += _stamp(policy.driver_spec)
     return " ".join([host, *ours])
 
 
@@ -60,14 +62,15 @@ def _names(folder: str) -> list[str]:
 
 
 def _stamps(folder: str) -> list[str]:
-    stamps = []
-    for name in _names(folder):
-        try:
-            status = os.stat(f"{folder}/{name}")
-        except OSError:
-            continue
-        stamps.append(f"{name}:{status.st_ino}:{status.st_mtime_ns}")
-    return stamps
+    return [stamp for name in _names(folder) for stamp in _stamp(f"{folder}/{name}")]
+
+
+def _stamp(path: str) -> list[str]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return []
+    return [f"{os.path.basename(path)}:{status.st_ino}:{status.st_mtime_ns}"]
 
 
 def load(policy: Policy) -> Inventory:

@@ -98,6 +98,7 @@ class Policy:
 
     sources: which of annotation, label, env may ask. overcommit_*: how often a GPU's memory or cores may be given out.
     simulate_*: simulated GPUs instead of real ones (simulate_gpus > 0). runtime: absolute path of runc or crun.
+    driver_spec: a CDI spec that names the driver's files and devices, "": they are looked for below driver_root.
     vgpu_command: absolute path of the operator's command, for remedies and a refresh of the inventory.
     weights: of the policies that `weighted` mixes. max_slices: containers on one GPU. record_labels: which labels of a
     container are kept beside those that quotas name. sick_xids: after which critical errors of the driver's a GPU takes
@@ -111,6 +112,7 @@ class Policy:
     log_dir: str = "/var/lib/vgpu"
     vgpu_command: str = "vgpu"
     driver_root: str = "/"
+    driver_spec: str = ""
     placement: str = "binpack"
     burst: str = "hard"
     max_memory_bytes: int | None = None

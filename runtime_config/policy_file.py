@@ -89,6 +89,7 @@ SETTINGS = {
     "state_dir": Setting("state_dir", _path, "an absolute path, such as /run/vgpu"),
     "log_dir": Setting("log_dir", _path, "an absolute path, such as /var/lib/vgpu"),
     "driver_root": Setting("driver_root", _path, "an absolute path, such as / or /run/nvidia/driver"),
+    "driver_spec": Setting("driver_spec", _path, "the absolute path of a CDI spec, such as /etc/cdi/nvidia.yaml"),
     "placement": Setting("placement", _choice("policy"), "one of " + ", ".join(request.CHOICES["policy"])),
     "burst": Setting("burst", _choice("burst"), "hard or soft"),
     "sources": Setting("sources", _sources, "a list of annotation, label and env, such as [annotation, label]"),
@@ -150,6 +151,9 @@ log_dir: {log_dir}
 
 # Where the driver's libraries are, for a driver that is itself in a container.
 #driver_root: /
+
+# Or a CDI spec of the driver's own tool: what it names is what containers get, and nothing is looked for.
+# driver_spec: /etc/cdi/nvidia.yaml
 
 # Simulated GPUs in place of real ones: to try and to test. 0: the real ones.
 {simulate}simulate:

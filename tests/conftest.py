@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -15,6 +16,8 @@ from tests.harness import bundle, dockerd, images, installed, leftovers, recorde
 ROOT = Path(__file__).resolve().parents[1]
 BUILT = ("build/launcher/vgpu-runtime", "build/wrapper/libcuda.so.1", "build/sim", "build/fixtures/cuda_client")
 
+MATRIX = "VGPU_MATRIX"  # the file to which results go; where it is not set, other versions are left out
+
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
@@ -23,6 +26,21 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"CI runs without skips: {report.longrepr}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    extra = [item for item in items if item.get_closest_marker("matrix") and MATRIX not in os.environ]
+    if extra:
+        config.hook.pytest_deselected(items=extra)
+        items[:] = [item for item in items if item not in extra]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """One JSON object a line: what a test that ran to its end was run with, and how it ended."""
+    programs = dict(report.user_properties)
+    if MATRIX in os.environ and report.when == "call" and "engine" in programs:
+        with Path(os.environ[MATRIX]).open("a") as results:
+            results.write(json.dumps({"test": report.nodeid, "outcome": report.outcome, **programs}) + "\n")
 
 
 def pytest_sessionfinish() -> None:

@@ -115,6 +115,9 @@ def configure_containerd_command(
     prefix: Prefix = None,
     verify: Annotated[bool, typer.Option("--verify", help="Ask containerd what it makes of the file.")] = False,
     program: Annotated[str, typer.Option("--program", help="The containerd to ask.")] = "containerd",
+    drop_in: Annotated[
+        bool, typer.Option("--drop-in", help="In conf.d/90-vgpu.toml beside it, which it must import.")
+    ] = False,
     runtime_class: Annotated[bool, typer.Option("--runtime-class", help="Print Kubernetes' RuntimeClass.")] = False,
     json: Json = False,
 ) -> None:
@@ -128,8 +131,8 @@ def configure_containerd_command(
         return
     installed = prefix or prefix_of(os.environ.get("VGPU_CONFIG", DEFAULT_CONFIG))
     edit = configure.Edit(config_toml, containerd, undo=undo, set_default=set_default, dry_run=dry_run)
-    asked = program if verify else None
-    raise typer.Exit(configure_containerd.run(edit, installed, verify=asked, as_json=json))
+    code = configure_containerd.run(edit, installed, program=program, verify=verify, drop_in=drop_in, as_json=json)
+    raise typer.Exit(code)
 
 
 @config_app.command("show")

@@ -9,7 +9,7 @@ from oci_hook import inventory, inventory_scan, ledger
 from oci_hook.errors import HostError
 from oci_hook.records import Gpu, Inventory, Policy
 from oci_hook.values import as_json as to_json
-from vgpu import output
+from vgpu import inventory_cdi, output
 from vgpu.config import load
 
 COLUMNS = ("GPU", "NAME", "MEMORY", "UUID", "PCI", "HEALTH")
@@ -37,7 +37,8 @@ def scan(policy: Policy) -> Inventory:
     if policy.simulate_gpus:
         found = inventory_scan.simulated(policy, simulate(policy))
     else:
-        found = inventory_scan.real(policy, inventory_scan.nvml_gpus())
+        gpus = inventory_scan.nvml_gpus()
+        found = inventory_cdi.real(policy, gpus) if policy.driver_spec else inventory_scan.real(policy, gpus)
     inventory_scan.save(policy, found)
     return found
 

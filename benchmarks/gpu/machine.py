@@ -28,6 +28,10 @@ class Memory(ctypes.Structure):
     _fields_ = [("total", c_ulonglong), ("free", c_ulonglong), ("used", c_ulonglong)]
 
 
+class Utilization(ctypes.Structure):
+    _fields_ = [("gpu", c_uint), ("memory", c_uint)]
+
+
 class Nvml:
     """The driver's own NVML, not ours: what GPU 0 really holds."""
 
@@ -46,6 +50,12 @@ class Nvml:
         memory = Memory()
         self._call("nvmlDeviceGetMemoryInfo", self._device, byref(memory))
         return int(memory.used)
+
+    def busy_percent(self) -> int:
+        """Of the time of the driver's last sample."""
+        found = Utilization()
+        self._call("nvmlDeviceGetUtilizationRates", self._device, byref(found))
+        return int(found.gpu)
 
     def text(self, name: str) -> str:
         """nvmlDeviceGetUUID and its like."""
@@ -102,9 +112,9 @@ class Box:
         shutil.copy(nvml, folder / "libvgpu-nvml.so")
         return cls(folder, wrapper, driver, uuid, quota_bytes, extra)
 
-    def fresh(self) -> None:
+    def fresh(self, cores_percent: int = 0) -> None:
         """A new quota, of which nothing is used."""
-        given = [Slice(index=0, uuid=self.uuid, memory_bytes=self.quota_bytes, cores_percent=0)]
+        given = [Slice(index=0, uuid=self.uuid, memory_bytes=self.quota_bytes, cores_percent=cores_percent)]
         quota = quota_file.quota("gpu-check", given, burst="hard", priority="normal")
         usage = quota_file.usage_header().ljust(quota_file.USAGE_BYTES, b"\0")
         for name, data in (("quota", quota), ("usage", usage)):

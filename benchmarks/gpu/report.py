@@ -28,6 +28,8 @@ def line(name: str, part: dict[str, Any]) -> str:
 def _figures(part: dict[str, Any]) -> list[str]:
     if "families" in part:
         return [f"{name} {_memory(found)}" for name, found in part["families"].items()]
+    if "shares" in part:
+        return [f"{name}: {one['mean_percent']:g}" for name, one in part["shares"].items()]
     if "taken" in part:
         return [_memory(part)]
     unit, table = next(((unit, part[unit]) for unit in ("ns_a_call", "us") if unit in part), ("", {}))

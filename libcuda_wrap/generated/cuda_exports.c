@@ -635,6 +635,174 @@ VGW_EXPORT CUresult cuMemUnmap(CUdeviceptr ptr, size_t size)
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_mem_unmap(real, ptr, size);
 }
 
+VGW_EXPORT CUresult cuMemsetD16Async(CUdeviceptr dstDevice, unsigned short us, size_t N, CUstream hStream);
+VGW_EXPORT CUresult cuMemsetD16Async(CUdeviceptr dstDevice, unsigned short us, size_t N, CUstream hStream)
+{
+    vgw_fn_fill16_async *real = (vgw_fn_fill16_async *)vgw_real(VGW_AT_cuMemsetD16Async);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill16_async(real, dstDevice, us, N, hStream);
+}
+
+VGW_EXPORT CUresult cuMemsetD16Async_ptsz(CUdeviceptr dstDevice, unsigned short us, size_t N, CUstream hStream);
+VGW_EXPORT CUresult cuMemsetD16Async_ptsz(CUdeviceptr dstDevice, unsigned short us, size_t N, CUstream hStream)
+{
+    vgw_fn_fill16_async *real = (vgw_fn_fill16_async *)vgw_real(VGW_AT_cuMemsetD16Async_ptsz);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill16_async(real, dstDevice, us, N, hStream);
+}
+
+VGW_EXPORT CUresult cuMemsetD16_v2(CUdeviceptr dstDevice, unsigned short us, size_t N);
+VGW_EXPORT CUresult cuMemsetD16_v2(CUdeviceptr dstDevice, unsigned short us, size_t N)
+{
+    vgw_fn_fill16 *real = (vgw_fn_fill16 *)vgw_real(VGW_AT_cuMemsetD16_v2);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill16(real, dstDevice, us, N);
+}
+
+VGW_EXPORT CUresult cuMemsetD16_v2_ptds(CUdeviceptr dstDevice, unsigned short us, size_t N);
+VGW_EXPORT CUresult cuMemsetD16_v2_ptds(CUdeviceptr dstDevice, unsigned short us, size_t N)
+{
+    vgw_fn_fill16 *real = (vgw_fn_fill16 *)vgw_real(VGW_AT_cuMemsetD16_v2_ptds);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill16(real, dstDevice, us, N);
+}
+
+VGW_EXPORT CUresult cuMemsetD2D16Async(CUdeviceptr dstDevice, size_t dstPitch, unsigned short us, size_t Width, size_t Height, CUstream hStream);
+VGW_EXPORT CUresult cuMemsetD2D16Async(CUdeviceptr dstDevice, size_t dstPitch, unsigned short us, size_t Width, size_t Height, CUstream hStream)
+{
+    vgw_fn_fill_rows16_async *real = (vgw_fn_fill_rows16_async *)vgw_real(VGW_AT_cuMemsetD2D16Async);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill_rows16_async(real, dstDevice, dstPitch, us, Width, Height, hStream);
+}
+
+VGW_EXPORT CUresult cuMemsetD2D16Async_ptsz(CUdeviceptr dstDevice, size_t dstPitch, unsigned short us, size_t Width, size_t Height, CUstream hStream);
+VGW_EXPORT CUresult cuMemsetD2D16Async_ptsz(CUdeviceptr dstDevice, size_t dstPitch, unsigned short us, size_t Width, size_t Height, CUstream hStream)
+{
+    vgw_fn_fill_rows16_async *real = (vgw_fn_fill_rows16_async *)vgw_real(VGW_AT_cuMemsetD2D16Async_ptsz);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill_rows16_async(real, dstDevice, dstPitch, us, Width, Height, hStream);
+}
+
+VGW_EXPORT CUresult cuMemsetD2D16_v2(CUdeviceptr dstDevice, size_t dstPitch, unsigned short us, size_t Width, size_t Height);
+VGW_EXPORT CUresult cuMemsetD2D16_v2(CUdeviceptr dstDevice, size_t dstPitch, unsigned short us, size_t Width, size_t Height)
+{
+    vgw_fn_fill_rows16 *real = (vgw_fn_fill_rows16 *)vgw_real(VGW_AT_cuMemsetD2D16_v2);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill_rows16(real, dstDevice, dstPitch, us, Width, Height);
+}
+
+VGW_EXPORT CUresult cuMemsetD2D16_v2_ptds(CUdeviceptr dstDevice, size_t dstPitch, unsigned short us, size_t Width, size_t Height);
+VGW_EXPORT CUresult cuMemsetD2D16_v2_ptds(CUdeviceptr dstDevice, size_t dstPitch, unsigned short us, size_t Width, size_t Height)
+{
+    vgw_fn_fill_rows16 *real = (vgw_fn_fill_rows16 *)vgw_real(VGW_AT_cuMemsetD2D16_v2_ptds);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill_rows16(real, dstDevice, dstPitch, us, Width, Height);
+}
+
+VGW_EXPORT CUresult cuMemsetD2D32Async(CUdeviceptr dstDevice, size_t dstPitch, unsigned int ui, size_t Width, size_t Height, CUstream hStream);
+VGW_EXPORT CUresult cuMemsetD2D32Async(CUdeviceptr dstDevice, size_t dstPitch, unsigned int ui, size_t Width, size_t Height, CUstream hStream)
+{
+    vgw_fn_fill_rows32_async *real = (vgw_fn_fill_rows32_async *)vgw_real(VGW_AT_cuMemsetD2D32Async);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill_rows32_async(real, dstDevice, dstPitch, ui, Width, Height, hStream);
+}
+
+VGW_EXPORT CUresult cuMemsetD2D32Async_ptsz(CUdeviceptr dstDevice, size_t dstPitch, unsigned int ui, size_t Width, size_t Height, CUstream hStream);
+VGW_EXPORT CUresult cuMemsetD2D32Async_ptsz(CUdeviceptr dstDevice, size_t dstPitch, unsigned int ui, size_t Width, size_t Height, CUstream hStream)
+{
+    vgw_fn_fill_rows32_async *real = (vgw_fn_fill_rows32_async *)vgw_real(VGW_AT_cuMemsetD2D32Async_ptsz);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill_rows32_async(real, dstDevice, dstPitch, ui, Width, Height, hStream);
+}
+
+VGW_EXPORT CUresult cuMemsetD2D32_v2(CUdeviceptr dstDevice, size_t dstPitch, unsigned int ui, size_t Width, size_t Height);
+VGW_EXPORT CUresult cuMemsetD2D32_v2(CUdeviceptr dstDevice, size_t dstPitch, unsigned int ui, size_t Width, size_t Height)
+{
+    vgw_fn_fill_rows32 *real = (vgw_fn_fill_rows32 *)vgw_real(VGW_AT_cuMemsetD2D32_v2);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill_rows32(real, dstDevice, dstPitch, ui, Width, Height);
+}
+
+VGW_EXPORT CUresult cuMemsetD2D32_v2_ptds(CUdeviceptr dstDevice, size_t dstPitch, unsigned int ui, size_t Width, size_t Height);
+VGW_EXPORT CUresult cuMemsetD2D32_v2_ptds(CUdeviceptr dstDevice, size_t dstPitch, unsigned int ui, size_t Width, size_t Height)
+{
+    vgw_fn_fill_rows32 *real = (vgw_fn_fill_rows32 *)vgw_real(VGW_AT_cuMemsetD2D32_v2_ptds);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill_rows32(real, dstDevice, dstPitch, ui, Width, Height);
+}
+
+VGW_EXPORT CUresult cuMemsetD2D8Async(CUdeviceptr dstDevice, size_t dstPitch, unsigned char uc, size_t Width, size_t Height, CUstream hStream);
+VGW_EXPORT CUresult cuMemsetD2D8Async(CUdeviceptr dstDevice, size_t dstPitch, unsigned char uc, size_t Width, size_t Height, CUstream hStream)
+{
+    vgw_fn_fill_rows8_async *real = (vgw_fn_fill_rows8_async *)vgw_real(VGW_AT_cuMemsetD2D8Async);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill_rows8_async(real, dstDevice, dstPitch, uc, Width, Height, hStream);
+}
+
+VGW_EXPORT CUresult cuMemsetD2D8Async_ptsz(CUdeviceptr dstDevice, size_t dstPitch, unsigned char uc, size_t Width, size_t Height, CUstream hStream);
+VGW_EXPORT CUresult cuMemsetD2D8Async_ptsz(CUdeviceptr dstDevice, size_t dstPitch, unsigned char uc, size_t Width, size_t Height, CUstream hStream)
+{
+    vgw_fn_fill_rows8_async *real = (vgw_fn_fill_rows8_async *)vgw_real(VGW_AT_cuMemsetD2D8Async_ptsz);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill_rows8_async(real, dstDevice, dstPitch, uc, Width, Height, hStream);
+}
+
+VGW_EXPORT CUresult cuMemsetD2D8_v2(CUdeviceptr dstDevice, size_t dstPitch, unsigned char uc, size_t Width, size_t Height);
+VGW_EXPORT CUresult cuMemsetD2D8_v2(CUdeviceptr dstDevice, size_t dstPitch, unsigned char uc, size_t Width, size_t Height)
+{
+    vgw_fn_fill_rows8 *real = (vgw_fn_fill_rows8 *)vgw_real(VGW_AT_cuMemsetD2D8_v2);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill_rows8(real, dstDevice, dstPitch, uc, Width, Height);
+}
+
+VGW_EXPORT CUresult cuMemsetD2D8_v2_ptds(CUdeviceptr dstDevice, size_t dstPitch, unsigned char uc, size_t Width, size_t Height);
+VGW_EXPORT CUresult cuMemsetD2D8_v2_ptds(CUdeviceptr dstDevice, size_t dstPitch, unsigned char uc, size_t Width, size_t Height)
+{
+    vgw_fn_fill_rows8 *real = (vgw_fn_fill_rows8 *)vgw_real(VGW_AT_cuMemsetD2D8_v2_ptds);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill_rows8(real, dstDevice, dstPitch, uc, Width, Height);
+}
+
+VGW_EXPORT CUresult cuMemsetD32Async(CUdeviceptr dstDevice, unsigned int ui, size_t N, CUstream hStream);
+VGW_EXPORT CUresult cuMemsetD32Async(CUdeviceptr dstDevice, unsigned int ui, size_t N, CUstream hStream)
+{
+    vgw_fn_fill32_async *real = (vgw_fn_fill32_async *)vgw_real(VGW_AT_cuMemsetD32Async);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill32_async(real, dstDevice, ui, N, hStream);
+}
+
+VGW_EXPORT CUresult cuMemsetD32Async_ptsz(CUdeviceptr dstDevice, unsigned int ui, size_t N, CUstream hStream);
+VGW_EXPORT CUresult cuMemsetD32Async_ptsz(CUdeviceptr dstDevice, unsigned int ui, size_t N, CUstream hStream)
+{
+    vgw_fn_fill32_async *real = (vgw_fn_fill32_async *)vgw_real(VGW_AT_cuMemsetD32Async_ptsz);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill32_async(real, dstDevice, ui, N, hStream);
+}
+
+VGW_EXPORT CUresult cuMemsetD32_v2(CUdeviceptr dstDevice, unsigned int ui, size_t N);
+VGW_EXPORT CUresult cuMemsetD32_v2(CUdeviceptr dstDevice, unsigned int ui, size_t N)
+{
+    vgw_fn_fill32 *real = (vgw_fn_fill32 *)vgw_real(VGW_AT_cuMemsetD32_v2);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill32(real, dstDevice, ui, N);
+}
+
+VGW_EXPORT CUresult cuMemsetD32_v2_ptds(CUdeviceptr dstDevice, unsigned int ui, size_t N);
+VGW_EXPORT CUresult cuMemsetD32_v2_ptds(CUdeviceptr dstDevice, unsigned int ui, size_t N)
+{
+    vgw_fn_fill32 *real = (vgw_fn_fill32 *)vgw_real(VGW_AT_cuMemsetD32_v2_ptds);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill32(real, dstDevice, ui, N);
+}
+
+VGW_EXPORT CUresult cuMemsetD8Async(CUdeviceptr dstDevice, unsigned char uc, size_t N, CUstream hStream);
+VGW_EXPORT CUresult cuMemsetD8Async(CUdeviceptr dstDevice, unsigned char uc, size_t N, CUstream hStream)
+{
+    vgw_fn_fill8_async *real = (vgw_fn_fill8_async *)vgw_real(VGW_AT_cuMemsetD8Async);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill8_async(real, dstDevice, uc, N, hStream);
+}
+
+VGW_EXPORT CUresult cuMemsetD8Async_ptsz(CUdeviceptr dstDevice, unsigned char uc, size_t N, CUstream hStream);
+VGW_EXPORT CUresult cuMemsetD8Async_ptsz(CUdeviceptr dstDevice, unsigned char uc, size_t N, CUstream hStream)
+{
+    vgw_fn_fill8_async *real = (vgw_fn_fill8_async *)vgw_real(VGW_AT_cuMemsetD8Async_ptsz);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill8_async(real, dstDevice, uc, N, hStream);
+}
+
+VGW_EXPORT CUresult cuMemsetD8_v2(CUdeviceptr dstDevice, unsigned char uc, size_t N);
+VGW_EXPORT CUresult cuMemsetD8_v2(CUdeviceptr dstDevice, unsigned char uc, size_t N)
+{
+    vgw_fn_fill8 *real = (vgw_fn_fill8 *)vgw_real(VGW_AT_cuMemsetD8_v2);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill8(real, dstDevice, uc, N);
+}
+
+VGW_EXPORT CUresult cuMemsetD8_v2_ptds(CUdeviceptr dstDevice, unsigned char uc, size_t N);
+VGW_EXPORT CUresult cuMemsetD8_v2_ptds(CUdeviceptr dstDevice, unsigned char uc, size_t N)
+{
+    vgw_fn_fill8 *real = (vgw_fn_fill8 *)vgw_real(VGW_AT_cuMemsetD8_v2_ptds);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_fill8(real, dstDevice, uc, N);
+}
+
 VGW_EXPORT CUresult cuMipmappedArrayCreate(CUmipmappedArray *pHandle, const CUDA_ARRAY3D_DESCRIPTOR *pMipmappedArrayDesc, unsigned int numMipmapLevels);
 VGW_EXPORT CUresult cuMipmappedArrayCreate(CUmipmappedArray *pHandle, const CUDA_ARRAY3D_DESCRIPTOR *pMipmappedArrayDesc, unsigned int numMipmapLevels)
 {
@@ -826,6 +994,30 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuMemRelease", (void *)cuMemRelease},
     {"cuMemRetainAllocationHandle", (void *)cuMemRetainAllocationHandle},
     {"cuMemUnmap", (void *)cuMemUnmap},
+    {"cuMemsetD16Async", (void *)cuMemsetD16Async},
+    {"cuMemsetD16Async_ptsz", (void *)cuMemsetD16Async_ptsz},
+    {"cuMemsetD16_v2", (void *)cuMemsetD16_v2},
+    {"cuMemsetD16_v2_ptds", (void *)cuMemsetD16_v2_ptds},
+    {"cuMemsetD2D16Async", (void *)cuMemsetD2D16Async},
+    {"cuMemsetD2D16Async_ptsz", (void *)cuMemsetD2D16Async_ptsz},
+    {"cuMemsetD2D16_v2", (void *)cuMemsetD2D16_v2},
+    {"cuMemsetD2D16_v2_ptds", (void *)cuMemsetD2D16_v2_ptds},
+    {"cuMemsetD2D32Async", (void *)cuMemsetD2D32Async},
+    {"cuMemsetD2D32Async_ptsz", (void *)cuMemsetD2D32Async_ptsz},
+    {"cuMemsetD2D32_v2", (void *)cuMemsetD2D32_v2},
+    {"cuMemsetD2D32_v2_ptds", (void *)cuMemsetD2D32_v2_ptds},
+    {"cuMemsetD2D8Async", (void *)cuMemsetD2D8Async},
+    {"cuMemsetD2D8Async_ptsz", (void *)cuMemsetD2D8Async_ptsz},
+    {"cuMemsetD2D8_v2", (void *)cuMemsetD2D8_v2},
+    {"cuMemsetD2D8_v2_ptds", (void *)cuMemsetD2D8_v2_ptds},
+    {"cuMemsetD32Async", (void *)cuMemsetD32Async},
+    {"cuMemsetD32Async_ptsz", (void *)cuMemsetD32Async_ptsz},
+    {"cuMemsetD32_v2", (void *)cuMemsetD32_v2},
+    {"cuMemsetD32_v2_ptds", (void *)cuMemsetD32_v2_ptds},
+    {"cuMemsetD8Async", (void *)cuMemsetD8Async},
+    {"cuMemsetD8Async_ptsz", (void *)cuMemsetD8Async_ptsz},
+    {"cuMemsetD8_v2", (void *)cuMemsetD8_v2},
+    {"cuMemsetD8_v2_ptds", (void *)cuMemsetD8_v2_ptds},
     {"cuMipmappedArrayCreate", (void *)cuMipmappedArrayCreate},
     {"cuMipmappedArrayDestroy", (void *)cuMipmappedArrayDestroy},
     {"cuModuleLoad", (void *)cuModuleLoad},

@@ -93,6 +93,30 @@ enum vgw_cuda_index {
     VGW_AT_cuMemRelease,
     VGW_AT_cuMemRetainAllocationHandle,
     VGW_AT_cuMemUnmap,
+    VGW_AT_cuMemsetD16Async,
+    VGW_AT_cuMemsetD16Async_ptsz,
+    VGW_AT_cuMemsetD16_v2,
+    VGW_AT_cuMemsetD16_v2_ptds,
+    VGW_AT_cuMemsetD2D16Async,
+    VGW_AT_cuMemsetD2D16Async_ptsz,
+    VGW_AT_cuMemsetD2D16_v2,
+    VGW_AT_cuMemsetD2D16_v2_ptds,
+    VGW_AT_cuMemsetD2D32Async,
+    VGW_AT_cuMemsetD2D32Async_ptsz,
+    VGW_AT_cuMemsetD2D32_v2,
+    VGW_AT_cuMemsetD2D32_v2_ptds,
+    VGW_AT_cuMemsetD2D8Async,
+    VGW_AT_cuMemsetD2D8Async_ptsz,
+    VGW_AT_cuMemsetD2D8_v2,
+    VGW_AT_cuMemsetD2D8_v2_ptds,
+    VGW_AT_cuMemsetD32Async,
+    VGW_AT_cuMemsetD32Async_ptsz,
+    VGW_AT_cuMemsetD32_v2,
+    VGW_AT_cuMemsetD32_v2_ptds,
+    VGW_AT_cuMemsetD8Async,
+    VGW_AT_cuMemsetD8Async_ptsz,
+    VGW_AT_cuMemsetD8_v2,
+    VGW_AT_cuMemsetD8_v2_ptds,
     VGW_AT_cuMipmappedArrayCreate,
     VGW_AT_cuMipmappedArrayDestroy,
     VGW_AT_cuModuleLoad,
@@ -243,6 +267,30 @@ typedef CUresult vgw_fn_mem_retain(CUmemGenericAllocationHandle *, void *);
 CUresult vgw_mem_retain(vgw_fn_mem_retain *real, CUmemGenericAllocationHandle *handle, void *addr);
 typedef CUresult vgw_fn_mem_unmap(CUdeviceptr, size_t);
 CUresult vgw_mem_unmap(vgw_fn_mem_unmap *real, CUdeviceptr ptr, size_t size);
+typedef CUresult vgw_fn_fill16_async(CUdeviceptr, unsigned short, size_t, CUstream);
+CUresult vgw_fill16_async(vgw_fn_fill16_async *real, CUdeviceptr dstDevice, unsigned short us, size_t N, CUstream hStream);
+typedef CUresult vgw_fn_fill16(CUdeviceptr, unsigned short, size_t);
+CUresult vgw_fill16(vgw_fn_fill16 *real, CUdeviceptr dstDevice, unsigned short us, size_t N);
+typedef CUresult vgw_fn_fill_rows16_async(CUdeviceptr, size_t, unsigned short, size_t, size_t, CUstream);
+CUresult vgw_fill_rows16_async(vgw_fn_fill_rows16_async *real, CUdeviceptr dstDevice, size_t dstPitch, unsigned short us, size_t Width, size_t Height, CUstream hStream);
+typedef CUresult vgw_fn_fill_rows16(CUdeviceptr, size_t, unsigned short, size_t, size_t);
+CUresult vgw_fill_rows16(vgw_fn_fill_rows16 *real, CUdeviceptr dstDevice, size_t dstPitch, unsigned short us, size_t Width, size_t Height);
+typedef CUresult vgw_fn_fill_rows32_async(CUdeviceptr, size_t, unsigned int, size_t, size_t, CUstream);
+CUresult vgw_fill_rows32_async(vgw_fn_fill_rows32_async *real, CUdeviceptr dstDevice, size_t dstPitch, unsigned int ui, size_t Width, size_t Height, CUstream hStream);
+typedef CUresult vgw_fn_fill_rows32(CUdeviceptr, size_t, unsigned int, size_t, size_t);
+CUresult vgw_fill_rows32(vgw_fn_fill_rows32 *real, CUdeviceptr dstDevice, size_t dstPitch, unsigned int ui, size_t Width, size_t Height);
+typedef CUresult vgw_fn_fill_rows8_async(CUdeviceptr, size_t, unsigned char, size_t, size_t, CUstream);
+CUresult vgw_fill_rows8_async(vgw_fn_fill_rows8_async *real, CUdeviceptr dstDevice, size_t dstPitch, unsigned char uc, size_t Width, size_t Height, CUstream hStream);
+typedef CUresult vgw_fn_fill_rows8(CUdeviceptr, size_t, unsigned char, size_t, size_t);
+CUresult vgw_fill_rows8(vgw_fn_fill_rows8 *real, CUdeviceptr dstDevice, size_t dstPitch, unsigned char uc, size_t Width, size_t Height);
+typedef CUresult vgw_fn_fill32_async(CUdeviceptr, unsigned int, size_t, CUstream);
+CUresult vgw_fill32_async(vgw_fn_fill32_async *real, CUdeviceptr dstDevice, unsigned int ui, size_t N, CUstream hStream);
+typedef CUresult vgw_fn_fill32(CUdeviceptr, unsigned int, size_t);
+CUresult vgw_fill32(vgw_fn_fill32 *real, CUdeviceptr dstDevice, unsigned int ui, size_t N);
+typedef CUresult vgw_fn_fill8_async(CUdeviceptr, unsigned char, size_t, CUstream);
+CUresult vgw_fill8_async(vgw_fn_fill8_async *real, CUdeviceptr dstDevice, unsigned char uc, size_t N, CUstream hStream);
+typedef CUresult vgw_fn_fill8(CUdeviceptr, unsigned char, size_t);
+CUresult vgw_fill8(vgw_fn_fill8 *real, CUdeviceptr dstDevice, unsigned char uc, size_t N);
 typedef CUresult vgw_fn_mipmap_create(CUmipmappedArray *, const CUDA_ARRAY3D_DESCRIPTOR *, unsigned int);
 CUresult vgw_mipmap_create(vgw_fn_mipmap_create *real, CUmipmappedArray *pHandle, const CUDA_ARRAY3D_DESCRIPTOR *pMipmappedArrayDesc, unsigned int numMipmapLevels);
 typedef CUresult vgw_fn_mipmap_destroy(CUmipmappedArray);

@@ -216,6 +216,6 @@ CUresult vgs_capture_alloc(CUstream stream, CUdeviceptr *dptr, size_t size, CUde
 CUresult vgs_capture_free(CUstream stream, CUdeviceptr dptr);
 bool vgs_captured(CUstream stream, const struct vgs_operation *operation);
 CUresult vgs_copy_now(const CUDA_MEMCPY3D *copy);
-CUresult vgs_set_now(const CUDA_MEMSET_NODE_PARAMS *set);
+CUresult vgs_set_on(CUstream stream, const CUDA_MEMSET_NODE_PARAMS *set);
 
 #endif

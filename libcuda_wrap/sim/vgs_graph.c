@@ -254,7 +254,7 @@ static CUresult run(const struct vgs_operation *operation, CUstream stream)
     case VGS_NODE_MEMCPY:
         return vgs_copy_now(&operation->as.copy);
     case VGS_NODE_MEMSET:
-        return vgs_set_now(&operation->as.set);
+        return vgs_set_on(stream, &operation->as.set);
     case VGS_NODE_HOST:
         vgs_queue_host(stream, operation->as.host.fn, operation->as.host.userData);
         return CUDA_SUCCESS;

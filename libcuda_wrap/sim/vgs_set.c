@@ -3,7 +3,16 @@
 
 #include "vgs_driver.h"
 
-CUresult vgs_set_now(const CUDA_MEMSET_NODE_PARAMS *set)
+static uint64_t fill_ns = 1000; /* of a MiB: 1 TiB takes a second, as on a fast GPU */
+
+/* Only here: fills that take longer, so that little memory makes much work. */
+__attribute__((visibility("default"))) void vgsSetFillTime(uint64_t ns_of_a_mib);
+void vgsSetFillTime(uint64_t ns_of_a_mib)
+{
+    __atomic_store_n(&fill_ns, ns_of_a_mib, __ATOMIC_RELAXED);
+}
+
+static CUresult set_now(const CUDA_MEMSET_NODE_PARAMS *set)
 {
     size_t width = set->width * set->elementSize;
     if (width == 0 || set->height == 0)
@@ -22,6 +31,16 @@ CUresult vgs_set_now(const CUDA_MEMSET_NODE_PARAMS *set)
     return CUDA_SUCCESS;
 }
 
+CUresult vgs_set_on(CUstream stream, const CUDA_MEMSET_NODE_PARAMS *set)
+{
+    const CUresult result = set_now(set);
+    const uint64_t bytes = set->width * set->elementSize * set->height;
+    const uint64_t ns = (bytes * __atomic_load_n(&fill_ns, __ATOMIC_RELAXED)) >> 20;
+    if (result == CUDA_SUCCESS && ns > 0)
+        vgs_queue_kernel(stream, ns);
+    return result;
+}
+
 static CUresult set_on(CUcontext ctx, CUstream handle, bool wait, CUdeviceptr dst, size_t pitch, unsigned int value,
                        unsigned int element, size_t width, size_t height)
 {
@@ -32,7 +51,7 @@ static CUresult set_on(CUcontext ctx, CUstream handle, bool wait, CUdeviceptr ds
     };
     CUstream stream = wait ? &ctx->main : vgs_stream(handle);
     VGS_CHECK(stream, CUDA_ERROR_INVALID_HANDLE);
-    return vgs_captured(stream, &operation) ? CUDA_SUCCESS : vgs_set_now(&operation.as.set);
+    return vgs_captured(stream, &operation) ? CUDA_SUCCESS : vgs_set_on(stream, &operation.as.set);
 }
 
 #define VGS_SET(bits, type)                                                                                            \

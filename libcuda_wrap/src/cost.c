@@ -1,9 +1,9 @@
 /* cost.c - the estimate of a kernel's own time.
  *
  * What is measured is the time between two events, in which the GPU may have worked for others too: it is never too short,
- * only too long. So the estimate is the shortest measurement of the last two to four seconds: between neighbours that
- * leave no pause one in many is undisturbed, and a kernel that has really become slower is known when two windows are over. One
- * that has become much slower is believed at once: else a single run that had nothing to do would make the next free. */
+ * only too long. So the estimate is the shortest measurement of the last two windows: between neighbours that leave no
+ * pause one in many is undisturbed, and a kernel that has really become slower is known when two windows are over. One that
+ * has become much slower is believed at once: else a single run that had nothing to do would make the next free. */
 #include "vgw_cost.h"
 
 #include <string.h>
@@ -11,8 +11,9 @@
 #define COSTS  4096u /* a power of two */
 #define PROBES 8u
 
-#define WINDOW_NS      2000000000u
-#define WINDOW_SAMPLES 16u
+#define WINDOW_NS      2000000000u /* at least, and so many samples, if they come before LONGEST_NS */
+#define WINDOW_SAMPLES 1000u
+#define LONGEST_NS     8000000000u
 #define MUCH           16u /* times as long: more neighbours at once are not likely */
 
 static struct vgw_cost costs[COSTS];
@@ -47,7 +48,9 @@ void vgw_cost_learn(struct vgw_cost *cost, uint64_t ns, uint64_t now_ns)
         cost->lowest_ns = ns;
     if (ns < cost->ns)
         cost->ns = ns;
-    if (++cost->in_window < WINDOW_SAMPLES || now_ns - cost->window_ns < WINDOW_NS)
+    const uint64_t passed = now_ns - cost->window_ns;
+    cost->in_window++;
+    if (passed < WINDOW_NS || (cost->in_window < WINDOW_SAMPLES && passed < LONGEST_NS))
         return;
     cost->ns = cost->lowest_ns;
     cost->lowest_ns = UINT64_MAX;

@@ -6,6 +6,7 @@
  * graph was charged stays charged (`owed`) as far as the driver says that its graphs hold memory.
  */
 #include "vgw_charge.h"
+#include "vgw_limit.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -158,6 +159,13 @@ static CUresult end(CUresult result, const CUgraphExec *exec, const struct need 
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
+/* To be launched by kernels, where nobody could wait for the share: not in a container that has one. */
+#define INSTANTIATE_FOR_DEVICE 2u /* CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH */
+static bool from_device(unsigned long long flags)
+{
+    return (flags & INSTANTIATE_FOR_DEVICE) != 0 && !vgw_no_limit();
+}
+
 CUresult vgw_graph_instantiate(vgw_fn_graph_instantiate *real, CUgraphExec *phGraphExec, CUgraph hGraph,
                                CUgraphNode *phErrorNode, char *logBuffer, size_t bufferSize)
 {
@@ -174,6 +182,8 @@ CUresult vgw_graph_instantiate_flags(vgw_fn_graph_instantiate_flags *real, CUgra
                                      unsigned long long flags)
 {
     struct need need;
+    if (from_device(flags))
+        return vgw_refuse();
     if (phGraphExec == NULL || hGraph == NULL)
         return real(phGraphExec, hGraph, flags);
     const CUresult result = begin(hGraph, &need);
@@ -184,6 +194,8 @@ CUresult vgw_graph_instantiate_params(vgw_fn_graph_instantiate_params *real, CUg
                                       CUDA_GRAPH_INSTANTIATE_PARAMS *instantiateParams)
 {
     struct need need;
+    if (instantiateParams != NULL && from_device(instantiateParams->flags))
+        return vgw_refuse();
     if (phGraphExec == NULL || hGraph == NULL)
         return real(phGraphExec, hGraph, instantiateParams);
     const CUresult result = begin(hGraph, &need);

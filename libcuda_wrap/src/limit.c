@@ -4,8 +4,8 @@
 #include <time.h>
 
 #include "vgw_bucket.h"
-#include "vgw_driver.h"
-#include "vgw_measure.h"
+#include "vgw_limit.h"
+#include "vgw_real.h"
 #include "vgw_region.h"
 
 #include "cuda_handlers.h"
@@ -15,17 +15,6 @@
 #define POLL_NS  100000u   /* first sleep while too much is unmeasured; doubles */
 #define POLL_MAX 1000000u
 #define LOOK_NS  1000000u /* longest sleep of who may borrow: neighbours do not say when they stop */
-
-static bool no_limit(void)
-{
-    const struct vgw_quota *quota = __atomic_load_n(&vgw_quota, __ATOMIC_ACQUIRE);
-    if (__builtin_expect(quota == NULL, false))
-        return true; /* cuInit has failed, or was not called: the driver says so */
-    for (unsigned gpu = 0; gpu < quota->gpu_count; gpu++)
-        if (__builtin_expect(__atomic_load_n(&quota->gpus[gpu].cores_percent, __ATOMIC_RELAXED) != 100, false))
-            return false;
-    return true;
-}
 
 static void sleep_ns(uint64_t ns)
 {
@@ -63,8 +52,15 @@ static uint64_t wait_for_share(unsigned gpu, uint64_t key)
     return tokens;
 }
 
+/* Equal functions with about the same size, in threads or bytes, cost about the same. */
+static uint64_t key_of(const void *what, uint64_t size)
+{
+    const uint64_t bits = size == 0 ? 0 : 64u - (uint64_t)__builtin_clzll(size);
+    return (uint64_t)(uintptr_t)what * 0x9e3779b97f4a7c15u + (bits << 1);
+}
+
 /* limited: false if the driver's function is all there is to do. */
-static void begin(struct vgw_launch *launch, uint64_t key, CUstream stream)
+void vgw_limit_begin(struct vgw_launch *launch, const void *what, uint64_t size, CUstream stream)
 {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     struct vgw_place place;
@@ -74,32 +70,17 @@ static void begin(struct vgw_launch *launch, uint64_t key, CUstream stream)
     if (vgw_driver.cuStreamIsCapturing != NULL &&
         (vgw_driver.cuStreamIsCapturing(stream, &status) != CUDA_SUCCESS || status != CU_STREAM_CAPTURE_STATUS_NONE))
         return; /* captured: the graph's launch is charged */
-    *launch = (struct vgw_launch){place.context, stream, (key ^ place.gpu) | 1, 0, place.gpu, true};
+    *launch = (struct vgw_launch){place.context, stream, (key_of(what, size) ^ place.gpu) | 1, 0, place.gpu, true};
     launch->tokens = wait_for_share(place.gpu, launch->key);
     vgw_measure_begin(launch);
 }
 
-static CUresult end(const struct vgw_launch *launch, CUresult result)
+CUresult vgw_limit_end(const struct vgw_launch *launch, CUresult result)
 {
     if (launch->limited)
         vgw_measure_end(launch, result);
     return result;
 }
-
-/* Equal functions with about the same number of threads cost about the same. */
-static uint64_t key_of(const void *what, uint64_t threads)
-{
-    const uint64_t size = threads == 0 ? 0 : 64u - (uint64_t)__builtin_clzll(threads);
-    return (uint64_t)(uintptr_t)what * 0x9e3779b97f4a7c15u + (size << 1);
-}
-
-/* The stream that a function's stream argument means. */
-static CUstream meant(CUstream stream, bool of_thread)
-{
-    return stream == NULL && of_thread ? CU_STREAM_PER_THREAD : stream;
-}
-
-#define IS(function) ((const void *)real == vgw_real(VGW_AT_##function))
 
 CUresult vgw_launch_kernel(vgw_fn_launch_kernel *real, CUfunction f, unsigned int gridDimX, unsigned int gridDimY,
                            unsigned int gridDimZ, unsigned int blockDimX, unsigned int blockDimY,
@@ -107,13 +88,13 @@ CUresult vgw_launch_kernel(vgw_fn_launch_kernel *real, CUfunction f, unsigned in
                            void **extra)
 {
     struct vgw_launch launch;
-    if (__builtin_expect(no_limit(), true))
+    if (__builtin_expect(vgw_no_limit(), true))
         return real(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes, hStream,
                     kernelParams, extra);
     const uint64_t threads = (uint64_t)gridDimX * gridDimY * gridDimZ * blockDimX * blockDimY * blockDimZ;
-    begin(&launch, key_of(f, threads), meant(hStream, IS(cuLaunchKernel_ptsz)));
-    return end(&launch, real(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes, hStream,
-                             kernelParams, extra));
+    vgw_limit_begin(&launch, f, threads, vgw_meant(hStream, VGW_IS(cuLaunchKernel_ptsz)));
+    return vgw_limit_end(&launch, real(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes,
+                                       hStream, kernelParams, extra));
 }
 
 CUresult vgw_launch_cooperative(vgw_fn_launch_cooperative *real, CUfunction f, unsigned int gridDimX,
@@ -122,53 +103,53 @@ CUresult vgw_launch_cooperative(vgw_fn_launch_cooperative *real, CUfunction f, u
                                 CUstream hStream, void **kernelParams)
 {
     struct vgw_launch launch;
-    if (__builtin_expect(no_limit(), true))
+    if (__builtin_expect(vgw_no_limit(), true))
         return real(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes, hStream,
                     kernelParams);
     const uint64_t threads = (uint64_t)gridDimX * gridDimY * gridDimZ * blockDimX * blockDimY * blockDimZ;
-    begin(&launch, key_of(f, threads), meant(hStream, IS(cuLaunchCooperativeKernel_ptsz)));
-    return end(&launch, real(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes, hStream,
-                             kernelParams));
+    vgw_limit_begin(&launch, f, threads, vgw_meant(hStream, VGW_IS(cuLaunchCooperativeKernel_ptsz)));
+    return vgw_limit_end(&launch, real(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes,
+                                       hStream, kernelParams));
 }
 
 CUresult vgw_launch_kernel_ex(vgw_fn_launch_kernel_ex *real, const CUlaunchConfig *config, CUfunction f,
                               void **kernelParams, void **extra)
 {
     struct vgw_launch launch;
-    if (__builtin_expect(no_limit(), true) || config == NULL)
+    if (__builtin_expect(vgw_no_limit(), true) || config == NULL)
         return real(config, f, kernelParams, extra);
     const uint64_t blocks = (uint64_t)config->gridDimX * config->gridDimY * config->gridDimZ;
     const uint64_t threads = blocks * config->blockDimX * config->blockDimY * config->blockDimZ;
-    begin(&launch, key_of(f, threads), meant(config->hStream, IS(cuLaunchKernelEx_ptsz)));
-    return end(&launch, real(config, f, kernelParams, extra));
+    vgw_limit_begin(&launch, f, threads, vgw_meant(config->hStream, VGW_IS(cuLaunchKernelEx_ptsz)));
+    return vgw_limit_end(&launch, real(config, f, kernelParams, extra));
 }
 
 CUresult vgw_launch_old(vgw_fn_launch_old *real, CUfunction f)
 {
     struct vgw_launch launch;
-    if (no_limit())
+    if (vgw_no_limit())
         return real(f);
-    begin(&launch, key_of(f, 0), NULL);
-    return end(&launch, real(f));
+    vgw_limit_begin(&launch, f, 0, NULL);
+    return vgw_limit_end(&launch, real(f));
 }
 
 CUresult vgw_launch_grid(vgw_fn_launch_grid *real, CUfunction f, int grid_width, int grid_height)
 {
     struct vgw_launch launch;
-    if (no_limit())
+    if (vgw_no_limit())
         return real(f, grid_width, grid_height);
-    begin(&launch, key_of(f, (uint64_t)grid_width * (uint64_t)grid_height), NULL);
-    return end(&launch, real(f, grid_width, grid_height));
+    vgw_limit_begin(&launch, f, (uint64_t)grid_width * (uint64_t)grid_height, NULL);
+    return vgw_limit_end(&launch, real(f, grid_width, grid_height));
 }
 
 CUresult vgw_launch_grid_async(vgw_fn_launch_grid_async *real, CUfunction f, int grid_width, int grid_height,
                                CUstream hStream)
 {
     struct vgw_launch launch;
-    if (no_limit())
+    if (vgw_no_limit())
         return real(f, grid_width, grid_height, hStream);
-    begin(&launch, key_of(f, (uint64_t)grid_width * (uint64_t)grid_height), hStream);
-    return end(&launch, real(f, grid_width, grid_height, hStream));
+    vgw_limit_begin(&launch, f, (uint64_t)grid_width * (uint64_t)grid_height, hStream);
+    return vgw_limit_end(&launch, real(f, grid_width, grid_height, hStream));
 }
 
 /* Its kernels run on several GPUs at once, and wait for one another: their time cannot be told apart. CUDA has called it
@@ -176,14 +157,14 @@ CUresult vgw_launch_grid_async(vgw_fn_launch_grid_async *real, CUfunction f, int
 CUresult vgw_launch_multi_device(vgw_fn_launch_multi_device *real, CUDA_LAUNCH_PARAMS *launchParamsList,
                                  unsigned int numDevices, unsigned int flags)
 {
-    return no_limit() ? real(launchParamsList, numDevices, flags) : vgw_refuse();
+    return vgw_no_limit() ? real(launchParamsList, numDevices, flags) : vgw_refuse();
 }
 
 CUresult vgw_graph_launch(vgw_fn_graph_launch *real, CUgraphExec hGraphExec, CUstream hStream)
 {
     struct vgw_launch launch;
-    if (__builtin_expect(no_limit(), true))
+    if (__builtin_expect(vgw_no_limit(), true))
         return real(hGraphExec, hStream);
-    begin(&launch, key_of(hGraphExec, 0), meant(hStream, IS(cuGraphLaunch_ptsz)));
-    return end(&launch, real(hGraphExec, hStream));
+    vgw_limit_begin(&launch, hGraphExec, 0, vgw_meant(hStream, VGW_IS(cuGraphLaunch_ptsz)));
+    return vgw_limit_end(&launch, real(hGraphExec, hStream));
 }

@@ -14,6 +14,8 @@ import sys
 import tomllib
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from email.message import Message
+from email.parser import HeaderParser
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -36,6 +38,7 @@ LINKED: dict[str, Json] = {
 }
 BUILD_TOOLS = ("ziglang", "cffi", "hatchling")
 MACHINES = {elf.X86_64: "x86_64", elf.AARCH64: "aarch64"}
+VENDOR = "/lib/vgpu/vendor/"  # in a package: Python packages of others
 # files of others that may lie in an installation
 FOREIGN = {"_cffi_backend": ("cffi", "MIT-0")}
 
@@ -53,7 +56,9 @@ def bill(name: str, files: Mapping[str, bytes], digest: str = "") -> Json:
         root["hashes"] = _hashes(digest)
     own = [_file(path, data) for path, data in sorted(files.items())]
     linked, needed, links = _elf_parts(files)
-    python = [_requirement(text) for text in sorted(project["dependencies"])]
+    brought = _vendored(files)
+    asked = {part["bom-ref"]: part for text in project["dependencies"] for part in [_requirement(text)]}
+    python = [part for _, part in sorted({**asked, **brought}.items())]
     tools = _tools()
     tree = [{"ref": root["bom-ref"], "dependsOn": sorted(part["bom-ref"] for part in (*own, *python))}, *links]
     document: Json = {
@@ -77,8 +82,9 @@ def text(document: Json) -> str:
 def _file(path: str, data: bytes) -> Json:
     component: Json = {
         "type": "file", "bom-ref": f"file:{path}", "name": path, "hashes": _hashes(hashlib.sha256(data).hexdigest()),
-        "licenses": _licence(_foreign(path)[1]),
     }  # fmt: skip
+    if VENDOR not in path:  # the package that it is of says its licence
+        component["licenses"] = _licence(_foreign(path)[1])
     found = parsed(data)
     if found is not None:
         component["properties"] = _properties(
@@ -153,6 +159,29 @@ def _requirement(text: str) -> Json:
         "type": "library", "bom-ref": f"python:{name}", "name": name, "purl": _purl(name),
         "properties": _properties({"requirement": text}),
     }  # fmt: skip
+
+
+def _vendored(files: Mapping[str, bytes]) -> dict[str, Json]:
+    """The Python packages that lie in the artefact itself, with their version and licence: bom-ref -> component."""
+    found = {}
+    for path, data in files.items():
+        if VENDOR in path and path.endswith(".dist-info/METADATA"):
+            said = HeaderParser().parsestr(data.decode("utf-8", "replace"))
+            name, version = str(said["Name"]), str(said["Version"])
+            ref = f"python:{name}"
+            found[ref] = {
+                "type": "library", "bom-ref": ref, "name": name, "version": version, "purl": _purl(name, version),
+                "licenses": _declared(said), "properties": _properties({"brought": path.rpartition("/")[0]}),
+            }  # fmt: skip
+    return found
+
+
+def _declared(said: Message) -> list[Json]:
+    """The licence as a package's METADATA has it: an expression, or a name in words."""
+    if said["License-Expression"]:
+        return [{"expression": said["License-Expression"]}]
+    classifiers = [text.rpartition(" :: ")[2] for text in said.get_all("Classifier", []) if text.startswith("License")]
+    return [{"license": {"name": text}} for text in [*classifiers, said["License"]] if text][:1]
 
 
 def _tools() -> list[Json]:

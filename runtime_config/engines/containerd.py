@@ -23,6 +23,7 @@ END = "# vgpu: end"
 _PLUGINS = {1: "cri", 2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
 _NEW_VERSION = 2  # what every containerd since 1.3 can read
 _DEFAULT_KEY = "default_runtime_name"
+_BUILT_IN = "runc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,9 @@ def add(text: str, launcher: str, *, set_default: bool = False, path: str = DEFA
     new = text
     if found.launcher is None:
         lines = [] if text else [f"version = {_NEW_VERSION}"]
-        lines += ["", *_block(data, found.version, launcher, path)]
+        there = handlers(text, path)
+        options = _table(there, "runc", "options", path=path)
+        lines += ["", *_block(options, found.version, launcher, with_runc=not there)]
         new = (text if not text or text.endswith("\n") else text + line_end) + line_end.join(lines).lstrip() + line_end
     if set_default and not found.is_default:
         new = _with_default(new, RUNTIME, path)
@@ -110,15 +113,43 @@ def add(text: str, launcher: str, *, set_default: bool = False, path: str = DEFA
     return new
 
 
+def imports(text: str, path: str = DEFAULT_PATH) -> tuple[str, ...]:
+    """The patterns of the files that this one has containerd read too. Raises VGPU-CFG-001 (not TOML)."""
+    found = _parse(text, path).get("imports", [])
+    return tuple(str(pattern) for pattern in found) if isinstance(found, list) else ()
+
+
+def drop_in(text: str, dump: str, launcher: str, *, set_default: bool = False, path: str = DEFAULT_PATH) -> str:
+    """A file of our own for `text` to import. dump: what `containerd config dump` makes of `text`. Raises as `find`.
+
+    It has the version of `text`: containerd 2.1 loses options of other handlers if the two differ.
+    """
+    version = find(text, path).version
+    options = _table(handlers(dump, path), "runc", "options", path=path)
+    lines = [f"version = {version}", *_block(options, version, launcher)]
+    made = "\n".join(lines) + "\n"
+    return _with_default(made, RUNTIME, path) if set_default else made
+
+
+def handlers(text: str, path: str = DEFAULT_PATH) -> dict[str, Any]:
+    """All runtime handlers, with their settings. Raises as `find`."""
+    data = _parse(text, path)
+    return _table(data, "plugins", _PLUGINS[_version(text, data, path)], "containerd", "runtimes", path=path)
+
+
 def _header(version: int, *more: str) -> str:
     plugin = _PLUGINS[version]
     return ".".join(["plugins", plugin if version == 1 else f'"{plugin}"', "containerd", *more])
 
 
-def _block(data: dict[str, Any], version: int, launcher: str, path: str) -> Iterator[str]:
-    runc = _table(data, "plugins", _PLUGINS[version], "containerd", "runtimes", "runc", "options", path=path)
+def _block(runc: dict[str, Any], version: int, launcher: str, *, with_runc: bool = False) -> Iterator[str]:
+    """runc: the options of its handler. with_runc: add that too. Before 2.1 the first handler that a file names takes
+    the place of the built-in ones, and CRI does not start without its default, runc."""
     here = _header(version, "runtimes", RUNTIME)
     yield BEGIN
+    if with_runc:
+        yield f"[{_header(version, 'runtimes', _BUILT_IN)}]"
+        yield '  runtime_type = "io.containerd.runc.v2"'
     yield f"[{here}]"
     yield '  runtime_type = "io.containerd.runc.v2"'
     yield '  pod_annotations = ["vgpu.*"]'
@@ -140,8 +171,13 @@ def _require_meaning(
         found = find(new, path)
     except (tomllib.TOMLDecodeError, VgpuError) as error:
         raise _cannot(path, f"it is written in a way that cannot be added to ({error})", advice) from None
-    for tables in (before, after):
-        _table(tables, "plugins", _PLUGINS[version], "containerd", "runtimes", path=path).pop(RUNTIME, None)
+    runtimes = [
+        _table(one, "plugins", _PLUGINS[version], "containerd", "runtimes", path=path) for one in (before, after)
+    ]
+    if not runtimes[0]:
+        runtimes[1].pop(_BUILT_IN, None)
+    for handler in runtimes:
+        handler.pop(RUNTIME, None)
     if not before:
         del after["version"]
     ours_only = _without(after, before, (_DEFAULT_KEY,))

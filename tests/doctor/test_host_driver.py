@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from seeded import BUS, DRIVER, LIBRARIES, Installation, Tree, fault, look, mended
+from prepared import BUS, DRIVER, LIBRARIES, Installation, Tree, fault, look, mended
 
 from libcuda_wrap.sim import create
 from oci_hook import inventory_scan, policy, quota_file
@@ -213,7 +213,7 @@ def nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def modes(here: Installation, nvml: Path, setting: str) -> list[dict[str, str]]:
     """The findings of a doctor whose NVML answers with `setting`; a process of its own, as NVML is loaded once."""
-    simulated = here.vgpu.prefix / "lib/vgpu/sim"
+    simulated = (here.vgpu.prefix / "lib/vgpu/sim").resolve()
     (real,) = simulated.glob("libnvidia-ml.so.*.*")
     with here.kept(real):
         real.unlink()
@@ -254,7 +254,7 @@ def test_mps_that_stands_between(tree: Tree) -> None:
 
 @pytest.mark.seeds("VGPU-STA-006")
 def test_a_wrapper_of_another_build(here: Installation) -> None:
-    wrapper = here.vgpu.prefix / "lib/vgpu/wrapper/libcuda.so.1"
+    wrapper = (here.vgpu.prefix / "lib/vgpu/wrapper/libcuda.so.1").resolve()
     ours = quota_file.QUOTA_VERSION.to_bytes(4, "little") + quota_file.USAGE_VERSION.to_bytes(4, "little")
     good = wrapper.read_bytes()
     assert good.count(b"vgpu\0\0\0\0" + ours) == 1
@@ -268,13 +268,12 @@ def test_a_wrapper_of_another_build(here: Installation) -> None:
 
 @pytest.mark.seeds("VGPU-STA-007")
 def test_an_installed_file_that_was_changed(here: Installation) -> None:
-    hook = here.vgpu.prefix / "bin/vgpu-hook"
-    with here.kept(hook):
-        hook.write_bytes(hook.read_bytes() + b"\0")
-        fault(here.host, "installed", "VGPU-STA-007", str(hook), "not the file that was installed")
-        hook.unlink()
-        fault(here.host, "installed", "VGPU-STA-007", str(hook), "cannot be read")
-        hook.touch()
+    hook = (here.vgpu.prefix / "bin/vgpu-hook").resolve()
+    hook.write_bytes(hook.read_bytes() + b"\0")
+    one = fault(here.host, "installed", "VGPU-STA-007", str(hook), "not the file that was installed")
+    hook.unlink()
+    fault(here.host, "installed", "VGPU-STA-007", str(hook), "cannot be read")
+    here.follow(one.remedy.replace("FOLDER", f"{ROOT} --units none"))
     mended(here.host, "installed", "VGPU-STA-007")
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from seeded import Installation, Tree, fault, look, mended
+from prepared import Installation, Tree, fault, look, mended
 
 from vgpu.doctor.finding import OK
 from vgpu.doctor.host.machine import Host

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,23 +10,6 @@ import pytest
 from tests.harness import hostile, images, rootfs, stub_driver
 from tests.harness.dockerd import Docker
 from tests.harness.installed import Vgpu
-
-MATRIX = "VGPU_MATRIX"  # the file to which results go; where it is not set, other versions are left out
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    extra = [item for item in items if item.get_closest_marker("matrix") and MATRIX not in os.environ]
-    if extra:
-        config.hook.pytest_deselected(items=extra)
-        items[:] = [item for item in items if item not in extra]
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """One JSON object a line: what a test that ran to its end was run with, and how it ended."""
-    programs = dict(report.user_properties)
-    if MATRIX in os.environ and report.when == "call" and "suite" in programs:
-        with Path(os.environ[MATRIX]).open("a") as results:
-            results.write(json.dumps({"test": report.nodeid, "outcome": report.outcome, **programs}) + "\n")
 
 
 @pytest.fixture(scope="session")

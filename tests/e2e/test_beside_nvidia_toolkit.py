@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import bundle, debian, installed, leftovers, nvidia, rootfs
+from tests.harness import bundle, debian, installed, leftovers, matrix, nvidia, rootfs
 from tests.harness.installed import Vgpu
 
 pytestmark = pytest.mark.e2e
@@ -62,9 +62,12 @@ def below(low_level: Path, e2e_folder: Path, needs_build: None, tmp_path: Path) 
 
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_stand_in_prestart_hook_before_ours(
-    vgpu: Vgpu, low_level: Path, c_tree: Path, tmp_path: Path, branch: int
+    vgpu: Vgpu, low_level: Path, c_tree: Path, tmp_path: Path, branch: int, record_property: matrix.Record
 ) -> None:
     toolkit = stand_in(tmp_path / "toolkit", branch, low_level, heed_void=False)
+    beside = f"{matrix.SIMULATED}, beside NVIDIA {toolkit.libraries[0].name.partition('.so.')[2]}"
+    program = Path("/usr/bin/crun" if low_level.name.startswith("crun") else low_level)
+    matrix.row(record_property, engine="none (OCI bundle)", runtime=program, driver=beside)
     require_quota(run(vgpu, tmp_path, c_tree, toolkit.legacy, *FILL))
 
 

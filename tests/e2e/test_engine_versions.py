@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import bundle, debian, dockerd, images, installed, suites
+from tests.harness import bundle, debian, dockerd, images, installed, matrix, suites
 from tests.harness.ctr import Ctr
 from tests.harness.dockerd import Docker
 from tests.harness.installed import ROOT, Vgpu
@@ -48,6 +48,10 @@ class Place:
             command, capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment, check=False
         )
 
+    def record(self, record: matrix.Record, engine: str, program: str) -> None:
+        version = suites.version(self.docker.engine.program(program))
+        matrix.row(record, engine=f"{engine} {version}", runtime=self.runtime, suite=self.suite)
+
     def runtimes(self) -> set[str]:
         return set(json.loads(self.docker("info", "--format", "{{json .Runtimes}}", check=True).stdout))
 
@@ -77,20 +81,11 @@ def image(place: Place, c_tree: Path) -> str:
     return images.load(place.docker, c_tree, "vgpu-test:c")
 
 
-@pytest.fixture(autouse=True)
-def combination(place: Place, record_property: object) -> None:
-    assert callable(record_property)
-    programs = {
-        "docker": place.docker.engine.program("dockerd"),
-        "containerd": place.docker.engine.program("containerd"),
-    }
-    for name, program in {**programs, place.runtime.name: place.runtime}.items():
-        record_property(name, suites.version(program))
-    record_property("suite", place.suite)
-
-
-def test_docker_is_configured_gives_a_slice_refuses_and_is_undone(place: Place, image: str) -> None:
+def test_docker_is_configured_gives_a_slice_refuses_and_is_undone(
+    place: Place, image: str, record_property: matrix.Record
+) -> None:
     docker = place.docker
+    place.record(record_property, "docker", "dockerd")
     original, before = docker.config.read_bytes(), place.runtimes()
     made = place.configure("--reload")
     assert made.returncode == 0, made
@@ -111,7 +106,8 @@ def test_docker_is_configured_gives_a_slice_refuses_and_is_undone(place: Place, 
     assert before - place.runtimes() <= {"io.containerd.runc.v2", "io.containerd.runtime.v1.linux"}
 
 
-def test_containerd_gives_a_slice_and_refuses(place: Place, c_tree: Path) -> None:
+def test_containerd_gives_a_slice_and_refuses(place: Place, c_tree: Path, record_property: matrix.Record) -> None:
+    place.record(record_property, "containerd", "containerd")
     ctr = Ctr(place.docker, place.vgpu.runtime)
     done = ctr.run(c_tree, {"vgpu.memory": "8GiB", "vgpu.cores": "30"}, "/usr/bin/cuda_client", "fill")
     assert done.returncode == 0, done

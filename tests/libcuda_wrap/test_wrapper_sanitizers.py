@@ -13,14 +13,17 @@ from pathlib import Path
 import pytest
 
 from libcuda_wrap.toolchain import PACKAGE
-from oci_hook import quota_file
+from oci_hook import neighbours
 from tests.libcuda_wrap.wrapped import C_TESTS, GIB, Box, part
 
 
 def test_no_data_race_between_threads(tmp_path: Path) -> None:
     """Without a driver, real or simulated: the sanitizer leaves no room for the addresses that one reserves."""
-    (tmp_path / "quota").write_bytes(quota_file.quota("c0ffee", [part(0, 3 * 4096)], burst="hard", priority="normal"))
-    (tmp_path / "usage").write_bytes(quota_file.usage_header().ljust(quota_file.USAGE_BYTES, b"\0"))
+    box = Box(tmp_path, "thread")
+    box.slice(part(0, 3 * 4096, 30), burst="soft")
+    neighbour = tmp_path / "neighbour"
+    neighbour.write_bytes(bytes(neighbours.SHARE_BYTES))  # idle: it lends all of its share
+    (tmp_path / "gpu0/40.0.1.0.1").hardlink_to(neighbour)
     sources = [PACKAGE / "src" / f"{name}.c" for name in ("ledger", "slot", "table", "region", "bucket", "neighbours")]
     command = ["gcc", "-g", "-O1", "-std=gnu11", "-D_GNU_SOURCE", "-fsanitize=thread", "-pthread", *sources]
     command += [C_TESTS / "races.c", f"-I{PACKAGE / 'src'}", f"-I{PACKAGE / 'include'}", f'-DVGW_BOX="{tmp_path}"']

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import struct
 import time
@@ -175,6 +176,27 @@ def test_a_hostile_record_costs_at_most_its_own_share(side_by_side: list[Box], r
         if 28 <= got[-1][0] <= 52 and 47 <= got[-1][1] <= 52:
             return
     pytest.fail(f"{got}")
+
+
+def test_whatever_neighbours_write_is_read_within_bounds(boxes: Callable[[str], Box]) -> None:
+    """Under the address and undefined-behaviour sanitizers, with all hostile records at once."""
+    box = boxes("address,undefined")
+    box.fresh(part(0, GIB, 30))
+    box.slice(part(0, GIB, 30), burst="soft")
+    folder = Path(neighbours.gpu_folder(str(box.folder), create.gpu_uuid(0)))
+    names = [f"{cores}.{number}.0.{kind}.{cores}" for cores, number, kind in zip(
+        (1, 99, 100, 50, 20, 0), (0, 15, 0, 0, 16, 0), (0, 3, 9, 1, 2, 3), strict=True)]  # fmt: skip
+    for name, record in zip(names, HOSTILE.values(), strict=True):
+        (folder / name).write_bytes(record * 16)
+    for name in ("", "1.2.3", "999999.99999.99999.9.1", "-1.-1.-1.-1.-1", "x" * 200):
+        (folder / f"_{name}" if not name else folder / name).write_bytes(b"")
+    process = box.share("flood", 1000)
+    time.sleep(1.5)
+    gpu = box.usage().gpus[0]
+    alive = process.poll() is None
+    box.close()
+    shutil.rmtree(folder)
+    assert alive and gpu.launches > 100
 
 
 def test_a_fifo_or_a_link_in_the_folder_holds_nobody_up(side_by_side: list[Box]) -> None:

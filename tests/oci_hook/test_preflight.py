@@ -143,6 +143,35 @@ def test_an_rpath_holds_for_those_further_down_and_a_runpath_does_not(tree: Path
         assert [problem.soname for problem in listed] == ["libdeep.so.1"] * found
 
 
+def test_libraries_that_need_each_other_are_followed_once(tree: Path) -> None:
+    first, second = tree / rootfs.LIBDIR / "libfirst.so.1", tree / rootfs.LIBDIR / "libsecond.so.1"
+    stub_driver.library(first, "libfirst.so.1", "x")
+    stub_driver.library(second, "libsecond.so.1", "y", needed=first)
+    stub_driver.library(first, "libfirst.so.1", "x", needed=second)
+    check(tree, driver(("libfirst.so.1",)))
+    second.unlink()
+    assert "'libfirst.so.1' needs it" in str(refusal(tree, driver(("libfirst.so.1",))))
+
+
+def test_a_file_that_a_loader_would_refuse_is_missing_and_the_reason_is_told(tree: Path) -> None:
+    """What is left of a library where large files were not fetched."""
+    library = tree / rootfs.LIBDIR / "libm.so.6"
+    library.unlink()
+    library.write_text("version https://git-lfs.github.com/spec/v1\n" + "oid sha256:0\n" * 4)
+    error = refusal(tree)
+    assert error.code == "VGPU-DEP-001" and "libm.so.6' is not an ELF file)" in str(error)
+
+
+def test_a_part_of_another_glibc_is_told_to_be_one(tree: Path) -> None:
+    wanted = Library("/x", "libown.so.1", "plain", "compute", ("libc.so.6",), {"libc.so.6": ("GLIBC_PRIVATE",)}, ())
+    check(tree, wanted)
+    library = tree / rootfs.LIBDIR / "libc.so.6"
+    image = library.read_bytes()
+    library.unlink()
+    library.write_bytes(image.replace(b"GLIBC_PRIVATE", b"GLIBC_PUBLIC0"))
+    assert "from one and the same glibc" in refusal(tree, wanted).remedy
+
+
 def test_a_search_that_would_not_end_is_refused(tree: Path) -> None:
     names = tuple(f"libnone{number}.so.1" for number in range(300))
     with pytest.raises(ImageError) as caught:

@@ -10,7 +10,7 @@ import pytest
 
 from oci_hook.errors import HostError
 from runtime_config.engines import containerd
-from tests.harness import engines
+from tests.harness import engines, suites
 
 LAUNCHER = "/opt/vgpu/bin/vgpu-runtime"
 V2 = '''# an admin's file
@@ -118,13 +118,22 @@ def test_another_installation_is_not_replaced_silently() -> None:
         containerd.add(containerd.add("", LAUNCHER), "/other/bin/vgpu-runtime")
 
 
-@pytest.mark.parametrize("name", ["empty", "v1", "v2", "plain"])
+# Debian 12's containerd 1.6 always; 1.7 and 2.1 by `make matrix`. 2.1 no longer reads version 1
+READERS = [("debian12", name) for name in ("empty", "v1", "v2", "plain")]
+OTHERS = [("trixie", name) for name in ("empty", "v1", "v2", "crlf")] + [
+    ("forky", name) for name in ("empty", "v2", "v3")
+]
+
+
+@pytest.mark.parametrize(
+    ("suite", "name"), [*READERS, *(pytest.param(*other, marks=pytest.mark.matrix) for other in OTHERS)]
+)
 @pytest.mark.parametrize("set_default", [False, True])
-def test_containerd_itself_reads_the_handler(tmp_path: Path, name: str, set_default: bool) -> None:
-    """Debian 12's containerd 1.6, which knows versions 1 and 2, prints the file as it has understood it."""
+def test_containerd_itself_reads_the_handler(tmp_path: Path, suite: str, name: str, set_default: bool) -> None:
+    """It prints the file as it has understood it."""
     path = tmp_path / "config.toml"
     path.write_text(containerd.add(FILES[name], LAUNCHER, set_default=set_default))
-    engine = engines.docker()
+    engine = engines.docker() if suite == "debian12" else suites.engine(suite)
     done = subprocess.run(
         [engine.program("containerd"), "--config", path, "config", "dump"],
         env=engine.environment(), capture_output=True, text=True, timeout=30, check=False,
@@ -133,3 +142,19 @@ def test_containerd_itself_reads_the_handler(tmp_path: Path, name: str, set_defa
     found = containerd.find(done.stdout)
     assert (found.launcher, found.is_default) == (LAUNCHER, set_default)
     assert handler(done.stdout)["pod_annotations"] == ["vgpu.*"]
+    if "SystemdCgroup" in FILES[name]:
+        options = handler(done.stdout)["options"]
+        assert isinstance(options, dict) and options["SystemdCgroup"] is True
+
+
+@pytest.mark.parametrize("name", ["empty", "plain", "v2"])
+def test_the_built_in_handler_stays_where_a_file_names_none(name: str) -> None:
+    """containerd before 2.1 has no runc any more when a file names another handler, and CRI does not start."""
+    added = containerd.add(FILES[name], LAUNCHER)
+    assert set(containerd.handlers(added)) == {"runc", "vgpu"}
+    assert added.count("runtimes.runc]") == 1
+    assert containerd.remove(added, FILES[name]) == FILES[name]
+    edited = added.replace("version = 2", "version = 2\noom_score = 5")
+    undone = containerd.remove(edited, FILES[name])
+    assert undone is not None and "vgpu" not in undone
+    assert set(containerd.handlers(undone)) == set(containerd.handlers(FILES[name]))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import engines
+from runtime_config.engines import containerd
+from tests.harness import engines, suites
 
 ROOT = Path(__file__).parents[2]
 ORIGINAL = b'version = 2\n# ours since 2021\nroot = "/srv/containerd"\n'
@@ -66,3 +67,87 @@ def test_kubernetes_runtime_class_is_printed(prefix: Path, config_toml: Path) ->
     done = configure(prefix, config_toml, "--runtime-class")
     assert "kind: RuntimeClass" in done.stdout and "handler: vgpu" in done.stdout
     assert config_toml.read_bytes() == ORIGINAL
+
+
+FOREIGN = """version = 2
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.other]
+  runtime_type = "io.containerd.runc.v2"
+"""
+RUNC = """[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+  SystemdCgroup = true
+"""
+
+
+def importing(folder: Path, version: int = 2) -> Path:
+    """A config.toml with a handler, that imports conf.d."""
+    path = folder / "config.toml"
+    runc = RUNC if version == 2 else RUNC.replace("grpc.v1.cri", "cri.v1.runtime")
+    path.write_text(f'version = {version}\nimports = ["{folder}/conf.d/*.toml"]\n{runc}')
+    (folder / "conf.d").mkdir()
+    return path
+
+
+def all_files(folder: Path) -> dict[str, str]:
+    return {str(path): path.read_text() for path in folder.rglob("*") if path.is_file() and "prefix" not in path.parts}
+
+
+def test_a_handler_that_an_imported_file_would_hide_is_not_written(prefix: Path, tmp_path: Path) -> None:
+    """containerd 1.6: a table of the imported file replaces that of the same plugin."""
+    path = importing(tmp_path)
+    assert configure(prefix, path, "--dry-run").returncode == 2  # nothing is imported yet
+    (tmp_path / "conf.d/other.toml").write_text(FOREIGN)
+    before = all_files(tmp_path)
+    done = configure(prefix, path)
+    assert done.returncode == 5, done
+    assert done.stderr.startswith("vgpu: VGPU-CFG-009: containerd would not see the handler vgpu in ")
+    assert "--config" in done.stderr and all_files(tmp_path) == before
+    # the remedy, and it is undone like any other
+    assert configure(prefix, tmp_path / "conf.d/other.toml").returncode == 0
+    dump = [engines.docker().program("containerd"), "--config", path, "config", "dump"]
+    environment = engines.docker().environment()
+    said = subprocess.run(dump, capture_output=True, text=True, check=True, env=environment, timeout=60).stdout
+    assert f'BinaryName = "{prefix}/bin/vgpu-runtime"' in said
+    assert configure(prefix, tmp_path / "conf.d/other.toml", "--undo").returncode == 0
+    assert all_files(tmp_path) == before
+
+
+def test_a_drop_in_that_would_hide_others_goes_again(prefix: Path, tmp_path: Path) -> None:
+    path = importing(tmp_path)
+    before = all_files(tmp_path)
+    done = configure(prefix, path, "--drop-in")
+    assert done.returncode == 5, done
+    assert "VGPU-CFG-009" in done.stderr and "changes other handlers (runc)" in done.stderr
+    assert all_files(tmp_path) == before
+
+
+def test_a_drop_in_that_nobody_imports_goes_again(prefix: Path, config_toml: Path, tmp_path: Path) -> None:
+    before = all_files(tmp_path)
+    (tmp_path / "conf.d").mkdir()
+    done = configure(prefix, config_toml, "--drop-in")
+    assert done.returncode == 5 and "is not read, and was taken away again" in done.stderr, done
+    assert all_files(tmp_path) == before
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("set_default", [False, True])
+def test_containerd_that_merges_takes_a_drop_in(prefix: Path, tmp_path: Path, set_default: bool, version: int) -> None:
+    """2.1: whole, with runc's SystemdCgroup, beside the handler that is there; config.toml is not touched."""
+    path = importing(tmp_path, version)
+    before = all_files(tmp_path)
+    program = str(suites.engine("forky").program("containerd"))
+    more = ["--set-default"] if set_default else []
+    dry = configure(prefix, path, "--drop-in", "--program", program, "--dry-run", *more)
+    assert dry.returncode == 2 and f"+version = {version}" in dry.stdout, dry
+    assert configure(prefix, path, "--drop-in", "--program", program, "--verify", *more).returncode == 0
+    written = (tmp_path / "conf.d/90-vgpu.toml").read_text()
+    assert "SystemdCgroup = true" in written and ('default_runtime_name = "vgpu"' in written) == set_default
+    again = configure(prefix, path, "--drop-in", "--program", program, "--dry-run", *more)
+    assert again.returncode == 0, again
+    said = subprocess.run([program, "--config", path, "config", "dump"], capture_output=True, text=True, check=True)
+    assert containerd.find(said.stdout) == containerd.Found(
+        f"{prefix}/bin/vgpu-runtime", set_default, "vgpu" if set_default else "runc", 3
+    )
+    assert containerd.handlers(said.stdout)["runc"]["options"]["SystemdCgroup"] is True
+    assert configure(prefix, path, "--drop-in", "--undo", "--program", program, "--verify").returncode == 0
+    assert all_files(tmp_path) == before

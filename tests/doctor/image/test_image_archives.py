@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -200,5 +200,44 @@ def test_an_image_of_docker_itself(docker: Docker, c_tree: Path, tmp_path: Path,
         assert {one.code for one in lacking} <= {"VGPU-DEP-001", "VGPU-DEP-006"} and "libpthread.so.0" in lacking[
             0
         ].evidence
+    # a file that a later layer takes away: Docker's own whiteout
+    lost = f"/{rootfs.LIBDIR}/librt.so.1"
+    docker("run", "--name", "cut", "--entrypoint", "/usr/bin/busybox", tag, "rm", lost, check=True)
+    docker("commit", "cut", "doctor-image:cut", check=True)
+    docker("rm", "cut", check=True)
+    docker("save", "-o", str(tmp_path / "cut.tar"), "doctor-image:cut", check=True)
+    for name in ("doctor-image:cut", tmp_path / "cut.tar"):
+        (lacking,) = (one for one in findings(name, driver, docker=docker.host) if one.code == "VGPU-DEP-001")
+        assert "'librt.so.1' is not in the image" in lacking.evidence
     missing = findings("doctor-image:3", driver, docker=docker.host)
     assert (missing[0].code, missing[0].remedy) == ("VGPU-IMG-006", "docker pull doctor-image:3, or name a folder")
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("form", ["oci-archive", "oci-dir", "docker-archive"])
+def test_what_podman_saves(form: str, podman_saved: Path, driver: Driver) -> None:
+    """Written by Podman itself, of an image without libpthread.so.0."""
+    found = checks(podman_saved / form, driver)
+    listed = [one for check in found for one in check.findings]
+    assert {one.code for one in listed} == {"VGPU-DEP-001"}
+    assert "'libpthread.so.0' is not in the image" in listed[0].evidence
+    assert "/usr/bin/busybox" in seen(found, "program") or "/bin/sh" in seen(found, "program")
+
+
+@pytest.fixture(scope="module")
+def podman_saved(e2e_folder: Path, needs_root: None, needs_build: None) -> Iterator[Path]:
+    """A folder with what `podman save` writes in each form."""
+    from tests.harness import debian, images, podman
+
+    tree = images.tree(e2e_folder / "trees", "no-libpthread")
+    folder = e2e_folder / "podman-image"
+    try:
+        with podman.running(folder, "bookworm") as made:
+            archive = folder / "image.tar"
+            subprocess.run(["tar", "-C", tree, "--numeric-owner", "-cf", archive, "."], check=True)
+            made("import", "--quiet", "--change", 'CMD ["sh"]', archive, "doctor:1", check=True)
+            for form in ("oci-archive", "oci-dir", "docker-archive"):
+                made("save", "--quiet", "--format", form, "-o", folder / form, "doctor:1", check=True)
+            yield folder
+    except debian.NotOffered as missing:
+        pytest.skip(str(missing))

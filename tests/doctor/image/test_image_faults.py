@@ -21,6 +21,7 @@ from vgpu.doctor.image.driver import Driver
 Root = Callable[..., Path]
 NEW = "#include <pthread.h>\nint main(void) { pthread_create(0, 0, 0, 0); return 0; }"  # GLIBC_2.34, where it moved
 LIBDIR = rootfs.LIBDIR
+WHEELS = Path(__file__).parents[3] / "build/wheels"
 
 
 def one(found: list[Finding], code: str, *words: str) -> Finding:
@@ -107,11 +108,26 @@ def test_a_python_package_of_nvidia_with_a_library_removed(debian_root: Root, dr
 
 
 def pip(site: Path, wheel: str) -> None:
-    """Installs one wheel into a tree, from wherever this machine gets packages; a skip where it cannot be had."""
-    command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--upgrade"]
-    done = subprocess.run([*command, "--target", str(site), wheel], capture_output=True, text=True, timeout=110)
-    if done.returncode:
-        pytest.skip(f"{wheel} cannot be downloaded: {done.stderr[-200:]}")
+    """Installs one wheel into a tree; it is downloaded once, and a skip says so where it cannot be had."""
+    run = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    kept = WHEELS / wheel
+    if not kept.exists():
+        command = [*run, "download", "--no-deps", "-d", str(kept), wheel]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+        if done.returncode:
+            shutil.rmtree(kept, ignore_errors=True)
+            pytest.skip(f"{wheel} cannot be downloaded: {done.stderr[-200:]}")
+    install = [
+        *run,
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--upgrade",
+        "--target",
+        str(site),
+        *map(str, kept.iterdir()),
+    ]
+    subprocess.run(install, capture_output=True, timeout=110, check=True)
 
 
 @pytest.mark.seeds("VGPU-DEP-006")
@@ -228,6 +244,16 @@ def test_a_command_that_the_image_does_not_have(debian_root: Root, driver: Drive
     script.chmod(0o644)
     found = one(findings(root, driver, "serve"), "VGPU-IMG-008")
     assert "add it to the image" in found.remedy
+    script.chmod(0o755)
+    script.write_text("echo a script without its first line\n")
+    one(findings(root, driver, "serve"), "VGPU-IMG-008", "cut short", "exec format error")
+    app = bytearray(program(root / "app").read_bytes())
+    for at, byte, words in ((18, 183, "ELF machine 183"), (4, 1, "not a 64-bit")):
+        (root / "app").write_bytes(app[:at] + bytes([byte]) + app[at + 1 :])
+        found = one(findings(root, driver, "/app"), "VGPU-IMG-008", words)
+        assert found.remedy == "put a 64-bit program for this processor at /app"
+    (root / "app").write_bytes(app)
+    assert findings(root, driver, "/app") == []
 
 
 @pytest.mark.seeds("VGPU-IMG-009")
@@ -257,6 +283,11 @@ def test_a_toolkit_that_is_newer_than_the_driver(debian_root: Root, driver: Driv
         found = one(findings(root, driver), "VGPU-IMG-010", *words)
         assert found.severity == severity and "use an image with CUDA 12.2 or older" in found.remedy
     version.write_text('{"cuda": {"version": "12.2.2"}}')
+    assert findings(root, driver) == []
+    package = root / "usr/local/lib/python3.12/site-packages/nvidia_cuda_runtime-13.0.96.dist-info"
+    package.mkdir(parents=True)
+    one(findings(root, driver), "VGPU-IMG-010", "nvidia_cuda_runtime-13.0.96.dist-info is CUDA 13.0")
+    package.rename(package.with_name("nvidia_cuda_runtime_cu12-12.1.105.dist-info"))
     assert findings(root, driver) == []
 
 

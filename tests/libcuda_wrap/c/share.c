@@ -1,6 +1,9 @@
 /* share.c KIND MICROSECONDS - launches kernels of that length without end: "flood" as fast as they are taken, "sync" waits for each,
- * "graph" launches graphs of 8, "streams" takes turns between two streams, "mixed" between that length and ten times as much.
+ * "graph" launches graphs of 8, "streams" takes turns between two streams, "mixed" between that length and ten times as much,
+ * "fill" fills a MiB of memory. Also for a real GPU: kernels of about that length, without "fill".
  * "burst" launches 20 and waits, over and over, and with each end says how long its launches took, in nanoseconds. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,16 +31,43 @@ static void ok(CUresult result)
 
 static void launch(CUfunction function, CUstream stream)
 {
-    ok(cuLaunchKernel(function, 1, 1, 1, 32, 1, 1, 0, stream, NULL, NULL));
+    CUdeviceptr nowhere = 0;
+    void *parameters[] = {&nowhere};
+    ok(cuLaunchKernel(function, 1, 1, 1, 32, 1, 1, 0, stream, parameters, NULL));
 }
 
-static CUfunction kernel(CUmodule module, long us)
+/* The simulated GPU goes by the name, a real one by the code: turns of 8 dependent operations of some 4 cycles. */
+static CUfunction kernel(long us)
 {
-    char name[64];
+    char name[64], image[1024];
     CUfunction function;
+    CUmodule module;
     snprintf(name, sizeof name, "sleep_us_%ld", us);
+    snprintf(image, sizeof image,
+             ".version 6.0\n.target sm_50\n.address_size 64\n.visible .entry %s(.param .u64 out)\n{\n"
+             ".reg .pred %%p;\n.reg .u32 %%i, %%x;\n.reg .u64 %%o;\nmov.u32 %%i, %ld;\nmov.u32 %%x, %%clock;\nturn:\n"
+             "mad.lo.u32 %%x, %%x, %%x, 1;\nmad.lo.u32 %%x, %%x, %%x, 3;\nmad.lo.u32 %%x, %%x, %%x, 5;\n"
+             "mad.lo.u32 %%x, %%x, %%x, 7;\nmad.lo.u32 %%x, %%x, %%x, 9;\nmad.lo.u32 %%x, %%x, %%x, 11;\n"
+             "mad.lo.u32 %%x, %%x, %%x, 13;\nmad.lo.u32 %%x, %%x, %%x, 15;\nsub.u32 %%i, %%i, 1;\n"
+             "setp.ne.u32 %%p, %%i, 0;\n@%%p bra turn;\nld.param.u64 %%o, [out];\nsetp.eq.u64 %%p, %%o, 0;\n"
+             "@%%p bra done;\nst.global.u32 [%%o], %%x;\ndone:\nret;\n}\n",
+             name, us * 45);
+    ok(cuModuleLoadData(&module, image));
     ok(cuModuleGetFunction(&function, module, name));
     return function;
+}
+
+/* Memory whose filling takes so long. */
+static CUdeviceptr slow_memory(long us)
+{
+    void (*set_time)(unsigned long) = NULL;
+    CUdeviceptr memory;
+    *(void **)&set_time = dlsym(RTLD_DEFAULT, "vgsSetFillTime");
+    if (set_time == NULL)
+        ok(CUDA_ERROR_NOT_SUPPORTED);
+    set_time((unsigned long)us * 1000);
+    ok(cuMemAlloc_v2(&memory, 1 << 20));
+    return memory;
 }
 
 static CUgraphExec graph_of(CUfunction function, CUstream stream)
@@ -75,7 +105,7 @@ static void burst(CUfunction function)
 int main(int count, char **words)
 {
     CUcontext context;
-    CUmodule module;
+    CUdeviceptr memory = 0;
     CUstream streams[2];
     if (count != 3)
         return 2;
@@ -83,16 +113,19 @@ int main(int count, char **words)
     ok(cuInit(0));
     ok(cuDevicePrimaryCtxRetain(&context, 0));
     ok(cuCtxPushCurrent_v2(context));
-    ok(cuModuleLoadData(&module, "any image"));
     ok(cuStreamCreate(&streams[0], 1));
     ok(cuStreamCreate(&streams[1], 1));
-    const CUfunction first = kernel(module, atol(words[2])), longer = kernel(module, 10 * atol(words[2]));
+    const CUfunction first = kernel(atol(words[2])), longer = kernel(10 * atol(words[2]));
     const CUgraphExec graph = graph_of(first, streams[0]);
+    if (strcmp(kind, "fill") == 0)
+        memory = slow_memory(atol(words[2]));
     puts("ready");
     fflush(stdout);
     for (unsigned round = 0;; round++) {
         if (strcmp(kind, "burst") == 0)
             burst(first);
+        else if (memory != 0)
+            ok(cuMemsetD8Async(memory, 0, 1 << 20, NULL));
         else if (strcmp(kind, "graph") == 0)
             ok(cuGraphLaunch(graph, streams[0]));
         else if (strcmp(kind, "mixed") == 0)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 from oci_hook import elf, inventory, preflight, quota_file
 from oci_hook.errors import ImageError, VgpuError
@@ -15,9 +15,9 @@ from oci_hook.records import Inventory
 from oci_hook.rootview import RootView
 from vgpu.doctor.finding import CannotSee, Result, Seen, found, refused
 from vgpu.doctor.host.machine import Host, Run, why
+from vgpu.installer import layout
 
 _NOTE = struct.pack("<3I8s", 5, 8, 1, b"vgpu")  # libcuda_wrap/src/layout.c
-MANIFEST = "lib/vgpu/manifest.json"
 
 
 def _inventory(host: Host) -> Inventory:
@@ -111,28 +111,22 @@ def layouts(host: Host) -> Iterator[Result]:
 
 
 def installed(host: Host) -> Iterator[Result]:
-    """Are the installation's programs and libraries as they were installed?"""
-    prefix = host.policy.prefix
-    try:
-        with open(f"{prefix}/{MANIFEST}", "rb") as file:
-            listed: dict[str, str] = json.load(file)["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = why(error) if isinstance(error, OSError) else "it cannot be read"
-        raise CannotSee(f"{prefix}/{MANIFEST}", reason) from None
+    """Are the version's programs and libraries as they were installed? Raises HostError VGPU-INST-001."""
+    version = layout.read(Path(host.policy.prefix))
     count = 0
-    for target, digest in listed.items():
+    for target, digest in version.files.items():
         if not target.startswith(("bin/", "lib/vgpu/wrapper/", "lib/vgpu/sim/")):
             continue  # the modules are many, and a start that cannot load one says so
         count += 1
+        path = version.home / target
         try:
-            with open(f"{prefix}/{target}", "rb") as file:
-                same = hashlib.sha256(file.read()).hexdigest() == digest
+            same = hashlib.sha256(path.read_bytes()).hexdigest() == digest
         except OSError as error:
-            yield found("VGPU-STA-007", f"{prefix}/{target}", f"it was installed and cannot be read ({why(error)})")
+            yield found("VGPU-STA-007", str(path), f"it was installed and cannot be read ({why(error)})")
             continue
         if not same:
-            yield found("VGPU-STA-007", f"{prefix}/{target}", "it is not the file that was installed")
-    yield Seen(f"{count} programs and libraries of {prefix}")
+            yield found("VGPU-STA-007", str(path), "it is not the file that was installed")
+    yield Seen(f"{count} programs and libraries of {version.name}")
 
 
 CHECKS: tuple[tuple[str, str, Run], ...] = (

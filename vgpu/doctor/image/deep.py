@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 
 from oci_hook import preflight
 from oci_hook.elf import Elf, ElfError
-from oci_hook.errors import shown
+from oci_hook.errors import ImageError, shown
 from oci_hook.preflight import Problem, Provider
-from vgpu.doctor.finding import CannotSee, Result, Seen, found
+from vgpu.doctor.finding import CannotSee, Result, Seen, Unseen, found, refused
 from vgpu.doctor.image import program
 from vgpu.doctor.image.archive import At
 from vgpu.doctor.image.folder import Folder
 from vgpu.doctor.image.program import Root
 
 _DRIVER = ("libcuda.so", "libnvidia-ml.so")
+MAX_SECONDS = 900.0  # a hostile image could take for ever; a large one takes a minute
 _NAMED = 3  # files that a finding names
 _MAX_FOUND = 50  # findings; a tree that was cut in half has thousands
+
+Lacking = dict[tuple[str, str], list[Problem]]  # code and library -> who lacks it
+Refusals = list[tuple[str, ImageError]]
 
 
 def examine(root: Root, view: preflight.Image | None, ours: set[str], at: At) -> Iterator[Result]:
@@ -39,23 +44,37 @@ def examine(root: Root, view: preflight.Image | None, ours: set[str], at: At) ->
             names[os.path.basename(path)].append(path)
             if facts.soname not in ("", os.path.basename(path)):
                 names[facts.soname].append(path)
-    lacking: dict[tuple[str, str], list[Problem]] = defaultdict(list)
-    for count, (path, facts) in enumerate(files.items()):
-        if count % 100 == 0:
-            at(f"{count} of {len(files)}: {path}")
-        for one in program.problems(view, path, facts, ours):
-            if one.who == path:  # those that it shares with a library are that library's
-                lacking[one.code, one.soname].append(one)
+    lacking, refusals, late = _problems(view, files, ours, at)
     yield from _lacking(lacking, names, len(files))
+    yield from (refused(error, path, severity="warning") for path, error in refusals[:_NAMED])
     yield from program.homes(root, [(path, Provider(path, facts)) for path, facts in files.items()])
     yield from _uncovered(view, files, names)
+    if late:
+        yield Unseen("its files", f"{late} of {len(files)} were not looked at: it took more than {MAX_SECONDS:g} s")
     if isinstance(root, Folder) and root.blind:
-        raise CannotSee("some folders", "; ".join(root.blind[:_NAMED]))
+        yield Unseen("some folders", "; ".join(root.blind[:_NAMED]))
 
 
-def _lacking(
-    lacking: dict[tuple[str, str], list[Problem]], names: dict[str, list[str]], count: int
-) -> Iterator[Result]:
+def _problems(view: preflight.Image, files: dict[str, Elf], ours: set[str], at: At) -> tuple[Lacking, Refusals, int]:
+    """What each file lacks itself; files whose search would not end; how many there was no time for."""
+    lacking: Lacking = defaultdict(list)
+    refusals: Refusals = []
+    until = time.monotonic() + MAX_SECONDS
+    for count, (path, facts) in enumerate(files.items()):
+        if time.monotonic() > until:
+            return lacking, refusals, len(files) - count
+        if count % 100 == 0:
+            at(f"{count} of {len(files)}: {path}")
+        try:
+            for one in program.problems(view, path, facts, ours):
+                if one.who == path:  # those that it shares with a library are that library's
+                    lacking[one.code, one.soname].append(one)
+        except ImageError as error:
+            refusals.append((path, error))
+    return lacking, refusals, 0
+
+
+def _lacking(lacking: Lacking, names: dict[str, list[str]], count: int) -> Iterator[Result]:
     elsewhere = 0
     shown_so_far = 0
     for (code, soname), problems in sorted(lacking.items()):
