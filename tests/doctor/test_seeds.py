@@ -12,7 +12,6 @@ TESTS = Path(__file__).parents[1]
 AT_LEAST = 40
 # code -> why no test brings it about
 EXCEPTIONS = {
-    "VGPU-CFG-006": "test_configure_docker_safely.py: the remedy is another daemon, as all other tests of it have",
     "VGPU-HOST-005": "a kernel that refuses a mount cannot be had here; test_mounts.py has it refuse by a stand-in",
     "VGPU-HOST-012": "test_podman.py: the remedy is Podman as root, which all its other tests show",
     "VGPU-PKG-001": "of a build, not of a host: tests/artefacts has bad files refused and good ones taken",
