@@ -135,3 +135,14 @@ def test_a_node_behind_a_link_of_the_image_is_not_taken_for_gone(
         result = box.create()
     assert result.code != 0  # a runtime that follows the link is refused by us, another refuses it itself
     assert stub_vgpu.containers() == []
+
+
+def test_with_the_hooks_script_gone_nothing_starts(
+    low_level: Path, stub_vgpu: Vgpu, host: Inventory, plain_tree: Path, tmp_path: Path
+) -> None:
+    with bundle.container(low_level, tmp_path / "b", plain_tree, ["true"], annotations=ASKED) as box:
+        made_by_an_engine(box, host, stub_vgpu, "all")
+        box.config.write_text(box.config.read_text().replace("vgpu_hook.py", "removed.py"))
+        result = box.create()
+    assert result.code != 0
+    assert stub_vgpu.containers() == []
