@@ -213,6 +213,7 @@ def share(check: Check) -> dict[str, Any]:
                 if not process.stdout or process.stdout.readline() != "ready\n":
                     raise RuntimeError(f"share.c {kind} does not run here")
                 time.sleep(1)
+                check.nvml.busy_percent()  # the first may be of the time before
                 seen = []
                 for _ in range(samples):
                     time.sleep(0.25)

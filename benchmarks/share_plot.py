@@ -69,7 +69,8 @@ def steps(result: dict[str, Any], path: Path) -> None:
     axes[1].axvline(0, color="black", linestyle=":", label=f"owner goes on; settled after {back['returned_ms']:g} ms")
     axes[1].set(title="Idle time borrowed and given back", xlabel="ms", ylabel="percent in 10 ms")
     for each in axes:
-        each.legend(fontsize=7, loc="center right")
+        each.set_ylim(-5, 155)
+        each.legend(fontsize=7, loc="upper right")
     figure.suptitle("simulated GPU", fontsize=8)
     _save(figure, path)
 

@@ -1,7 +1,7 @@
-"""The prestart hook of a container that no shim has seen: it came by CDI (`--device vgpu.dev/gpu=all`) or hooks.d.
+"""The hook of a container that no shim has seen: it came by CDI (`--device vgpu.dev/gpu=all`) or hooks.d.
 
 Does what the shim does, as far as that can be done when the spec is read already: request, placement, the container's
-folder; then what every prestart hook of ours does. The device files are the engine's: only a GPU whose file is there
+folder; then what our hook does after every shim. The device files are the engine's: only a GPU whose file is there
 can be given, and those of other GPUs are taken out again (hide.py). Closed: who has our device and asks for no slice,
 or asks for a slice and has no device, does not start.
 """
@@ -12,7 +12,7 @@ import os
 import stat
 
 from oci_hook import audit, hook, ledger, policy, request, rootless, shim
-from oci_hook.bundle import Bundle
+from oci_hook.bundle import Bundle, Docker
 from oci_hook.errors import PlacementError, RequestError, VgpuError
 from oci_hook.records import DeviceFile
 from oci_hook.values import TYPE_CHECKING, replace
@@ -20,7 +20,7 @@ from oci_hook.values import TYPE_CHECKING, replace
 if TYPE_CHECKING:
     from typing import Any
 
-    from oci_hook.records import Inventory, Policy
+    from oci_hook.records import Inventory, Policy, Request
 
 CDI_ALL = "vgpu.dev/gpu=all"
 
@@ -53,18 +53,14 @@ def _is_ours_already(settings: Policy, state: hook.State) -> bool:
 
 
 def _place(settings: Policy, state: hook.State) -> None:
-    bundle = Bundle(state.bundle)
+    """The container's folder and its place in the ledger; a refusal is kept, as this process alone knows of it."""
+    facts = {"part": "hook", "bundle": state.bundle}
     try:
+        bundle = Bundle(state.bundle)
+        bundle.close()  # it is read, and nothing is written
         docker = bundle.docker(state.id)
-        asked = request.parse(bundle.annotations, docker.labels, bundle.env, settings.sources)
-        if asked is None:
-            raise RequestError(
-                "VGPU-REQ-007",
-                "the container has devices of vgpu's and asks for no slice of them",
-                remedy="say how much: --annotation vgpu.memory=8GiB; or leave out --device vgpu.dev/gpu=…",
-            )
-        believed = docker.labels if "label" in settings.sources else {}
-        asked = replace(asked, labels=policy.kept_labels({**believed, **bundle.annotations}, settings))
+        facts |= {"name": docker.name, "image": docker.image}
+        asked = _asked(settings, bundle, docker)
         have = shim.inventory_now(settings)
         creator = ledger.process(os.getpid())
         assert creator is not None, "we are alive"
@@ -72,10 +68,23 @@ def _place(settings: Policy, state: hook.State) -> None:
     except VgpuError as error:
         if not isinstance(error, shim.Refused):
             audit.append(settings.log_dir, "deny", state.id, code=error.code, message=str(error)[:4096])
-        audit.failure(settings.state_dir, state.id, error)
+        audit.failure(settings.state_dir, state.id, error, **facts)
         raise
-    finally:
-        bundle.close()
+    except Exception as error:
+        audit.bug(settings.state_dir, state.id, error, **facts)
+        raise
+
+
+def _asked(settings: Policy, bundle: Bundle, docker: Docker) -> Request:
+    asked = request.parse(bundle.annotations, docker.labels, bundle.env, settings.sources)
+    if asked is None:
+        raise RequestError(
+            "VGPU-REQ-007",
+            "the container has devices of vgpu's and asks for no slice of them",
+            remedy="say how much: --annotation vgpu.memory=8GiB; or leave out --device vgpu.dev/gpu=…",
+        )
+    believed = docker.labels if "label" in settings.sources else {}
+    return replace(asked, labels=policy.kept_labels({**believed, **bundle.annotations}, settings))
 
 
 def _present(spec: dict[str, Any], have: Inventory) -> list[DeviceFile]:

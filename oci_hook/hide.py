@@ -7,6 +7,7 @@ goes, so that no program finds the GPU; the control group's rule stays, as a run
 from __future__ import annotations
 
 import os
+import stat
 
 from oci_hook import syscalls
 from oci_hook.errors import ImageError, shown
@@ -26,6 +27,8 @@ def hide(container: Container, paths: Sequence[str]) -> None:
     for path in paths:
         folder, name = container.folder(os.path.dirname(path)), os.path.basename(path)
         try:
+            if stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                raise _stays(path, "the image has a link there, which the runtime has followed")
             for _ in range(_STACKED):
                 if not _unmount(folder, name):
                     break

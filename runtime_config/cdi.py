@@ -28,6 +28,7 @@ VERSIONS = ("0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.
 _ENDINGS = (".json", ".yaml")  # others are not read by engines
 SIZE_LIMIT_BYTES = 4 << 20
 _SCRIPT = "/vgpu_hook.py"
+STAGE = "createRuntime"  # after every prestart hook: a driver that one of those brings is covered by ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def generate(inventory: Inventory, python: str, prefix: str) -> str:
     Raises VGPU-HOST-007 on a host without a GPU: a spec without a device is none.
     """
     common = _container_edits([device for device in inventory.devices if device.gpu is None])
-    common["hooks"] = [_hook("prestart", "direct", python, prefix), _hook("poststop", "poststop", python, prefix)]
+    common["hooks"] = [_hook(STAGE, "direct", python, prefix), _hook("poststop", "poststop", python, prefix)]
     devices = []
     for gpu in inventory.gpus:
         own = _container_edits([device for device in inventory.devices if device.gpu == gpu.index])

@@ -48,9 +48,7 @@ def configure_podman_command(
     request = configure_drop_in.Request(
         edit, _installed(prefix), hooks_dir if hooks or undo else None, program if verify else None
     )
-    after = "every call reads it anew: podman run --runtime vgpu --annotation vgpu.memory=8GiB IMAGE"
-    undone = "containers that were created with the runtime vgpu can no longer start"
-    raise typer.Exit(configure_drop_in.run("podman", request, undone if undo else after, as_json=json))
+    raise typer.Exit(configure_drop_in.run("podman", request, as_json=json))
 
 
 def configure_crio_command(
@@ -68,8 +66,7 @@ def configure_crio_command(
 
     edit = Edit(config_file, crio, undo=undo, set_default=set_default, dry_run=dry_run)
     request = configure_drop_in.Request(edit, _installed(prefix))
-    step = "it reads this when it starts: systemctl restart crio; containers live on"
-    raise typer.Exit(configure_drop_in.run("crio", request, step, as_json=json))
+    raise typer.Exit(configure_drop_in.run("crio", request, as_json=json))
 
 
 def _installed(prefix: str | None) -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from oci_hook.errors import HostError, VgpuError
-from runtime_config.engines import containerd, docker
-from vgpu import configure, configure_containerd, output
+from runtime_config.engines import containerd, crio, docker, hooks_d, podman
+from vgpu import configure, configure_containerd, configure_drop_in, output
 from vgpu.configure import Edit, Tell
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # sudo and cron may lack /usr/sbin
@@ -58,22 +58,35 @@ def _containerd(wish: Wish, program: str, tell: Tell) -> dict[str, Any]:
     return configure_containerd.do(edit, wish.prefix, asked, tell, verify=wish.verify and bool(program))
 
 
+def _podman(wish: Wish, program: str, tell: Tell) -> dict[str, Any]:
+    hooks = hooks_d.FOLDER if wish.undo else None  # they may be there from an earlier `configure podman --hooks`
+    request = configure_drop_in.Request(wish.edit(podman.DEFAULT_PATH, podman), wish.prefix, hooks, program or None)
+    return configure_drop_in.do("podman", request, tell, verify=wish.verify and bool(program))
+
+
+def _crio(wish: Wish, program: str, tell: Tell) -> dict[str, Any]:
+    request = configure_drop_in.Request(wish.edit(crio.DEFAULT_PATH, crio), wish.prefix)
+    return configure_drop_in.do("crio", request, tell, verify=False)
+
+
 ENGINES = {
     "docker": Known("dockerd", docker.DEFAULT_PATH, _docker),
     "containerd": Known("containerd", containerd.DEFAULT_PATH, _containerd),
+    "podman": Known("podman", podman.DEFAULT_PATH, _podman),
+    "crio": Known("crio", crio.DEFAULT_PATH, _crio),
 }
 
 
 def run(wish: Wish, *, as_json: bool) -> int:
     """The command. Returns 0, configure.WOULD_CHANGE, or the exit code of the first engine that failed.
 
-    Raises VGPU-ENG-004 if there is no engine, but for an undo: then there is nothing to do.
+    Raises VGPU-CFG-010 if there is no engine, but for an undo: then there is nothing to do.
     """
     results = list(_each(wish, configure.quiet if as_json else configure.say))
     if not any(result["found"] for result in results) and not wish.undo:
         names = ", ".join(ENGINES)
         remedy = "install one, or name its file: vgpu configure docker --config PATH"
-        raise HostError("VGPU-ENG-004", f"none of {names} is on this host", remedy=remedy)
+        raise HostError("VGPU-CFG-010", f"none of {names} is on this host", remedy=remedy)
     failed = [result["exit_code"] for result in results if "exit_code" in result]
     changes = any(result.get("changed") for result in results)
     if as_json:

@@ -83,7 +83,7 @@ def _require_merged(edit: Edit, change: Change, program: str) -> None:
         what = f"cannot be read: {error}"
     _put_back(change)
     raise HostError(
-        "VGPU-ENG-002",
+        "VGPU-CFG-009",
         f"{change.file.path} {what}, and was taken away again",
         remedy=f"have {edit.path} import conf.d/*.toml, with containerd 2.1 or newer; or leave --drop-in out",
     )
@@ -108,7 +108,7 @@ def _put_back(change: Change) -> None:
 
 
 def _require_seen(change: Change, program: str) -> None:
-    """A file that imports others is tried beside itself first. Raises VGPU-ENG-002 if the handler would be hidden; not
+    """A file that imports others is tried beside itself first. Raises VGPU-CFG-009 if the handler would be hidden; not
     if there is no containerd to ask."""
     text = change.after or ""
     if not containerd.imports(text, change.file.path) or shutil.which(program) is None:
@@ -120,7 +120,7 @@ def _require_seen(change: Change, program: str) -> None:
         seen = containerd.find(_dump(program, trial.name)).launcher
     if seen != change.launcher:
         raise HostError(
-            "VGPU-ENG-002",
+            "VGPU-CFG-009",
             f"{program} would not see the handler {RUNTIME} in {change.file.path}: a file that it imports has a table "
             "of the same plugin, which replaces it",
             remedy="name that file instead, with --config; or use containerd 2.1 or newer",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,10 +12,15 @@ from oci_hook.errors import HostError, shown
 from runtime_config import launcher_conf
 from runtime_config.engines import RUNTIME, hooks_d
 from runtime_config.engines.hooks_d import HookFile
-from vgpu import configure, output
-from vgpu.configure import Change, Edit
+from vgpu import configure
+from vgpu.configure import Change, Edit, Tell
 
 _ANSWER_S = 60
+_NEXT = {
+    "podman": "every call reads it anew: podman run --runtime vgpu --annotation vgpu.memory=8GiB IMAGE",
+    "crio": "it reads this when it starts: systemctl restart crio; containers live on",
+}
+_UNDONE = "containers that were created with the runtime vgpu can no longer start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,31 +33,37 @@ class Request:
     program: str | None = None
 
 
-def run(engine: str, request: Request, next_step: str, *, as_json: bool) -> int:
+def run(engine: str, request: Request, *, as_json: bool) -> int:
     """The command. engine: "podman" or "crio". Returns the exit code: 0, or configure.WOULD_CHANGE."""
-    edits = _edits(request)
-    changes = [(configure.plan(edit, request.prefix), edit) for edit in edits]
+    return configure.finish(
+        do(engine, request, configure.quiet if as_json else configure.say, verify=request.program is not None),
+        as_json=as_json,
+    )
+
+
+def do(engine: str, request: Request, tell: Tell, *, verify: bool) -> dict[str, Any]:
+    """The engine, as `request` wants it; see configure.do."""
+    changes = [(configure.plan(edit, request.prefix), edit) for edit in _edits(request)]
     needed = [change.file.path for change, _ in changes if change.needed]
-    result: dict[str, Any] = {"files": [change.file.path for change, _ in changes], "changed": needed}
+    result: dict[str, Any] = {
+        "files": [change.file.path for change, _ in changes],
+        "changed": needed,
+        "dry_run": request.edit.dry_run,
+    }
     if request.edit.dry_run:
-        return _show(changes, {**result, "dry_run": True}, as_json=as_json)
+        result["diff"] = "".join(change.diff() for change, _ in changes if change.needed)
+        tell(result["diff"].removesuffix("\n") or "nothing to do")
+        return result
     for change, edit in changes:
         if change.needed:
             configure.write(change, edit)
-    if request.program is not None:
+        tell(f"{change.file.path}: {_done(change, edit)}")
+    if verify and request.program is not None:
         _verify(request.program, changes[-1][0])
-    if as_json:
-        launcher = changes[-1][0].launcher
-        verified = request.program is not None
-        output.emit_json({**result, "dry_run": False, "launcher": launcher, "verified": verified})
-        return 0
-    for change, edit in changes:
-        print(f"{change.file.path}: {_done(change, edit)}")
-    if request.program is not None:
-        print(f"{request.program} {'no longer has' if request.edit.undo else 'has'} the runtime {RUNTIME}")
+        tell(f"{request.program} {'no longer has' if request.edit.undo else 'has'} the runtime {RUNTIME}")
     if needed:
-        output.message(f"vgpu: {engine}: {next_step}")
-    return 0
+        result["advice"] = [f"{engine}: {_UNDONE if request.edit.undo and engine == 'podman' else _NEXT[engine]}"]
+    return {**result, "launcher": changes[-1][0].launcher, "verified": verify}
 
 
 def _edits(request: Request) -> list[Edit]:
@@ -71,15 +81,6 @@ def _done(change: Change, edit: Edit) -> str:
     if not change.needed:
         return "nothing to do" if edit.undo else configure.unchanged(edit)
     return "removed" if change.after is None else "changed"
-
-
-def _show(changes: Sequence[tuple[Change, Edit]], result: dict[str, Any], *, as_json: bool) -> int:
-    diff = "".join(change.diff() for change, _ in changes if change.needed)
-    if as_json:
-        output.emit_json({**result, "diff": diff})
-    else:
-        print(diff or "nothing to do\n", end="")
-    return configure.WOULD_CHANGE if diff else 0
 
 
 def _verify(program: str, change: Change) -> None:

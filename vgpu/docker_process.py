@@ -11,7 +11,7 @@ import re
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,11 +115,13 @@ def default_is_a_flag(path: str) -> bool:
     return any(start.reads(path) and start.value(_FLAGS["default-runtime"]) is not None for start in running())
 
 
-def require_no_conflict(text: str, path: str, launcher: str, root: str = "/") -> None:
-    """Raises VGPU-CFG-006 if dockerd, as it is started, would refuse the file's new text."""
+def require_no_conflict(
+    text: str, path: str, launcher: str, root: str = "/", starts: Iterable[Start] | None = None
+) -> None:
+    """Raises VGPU-CFG-006 if dockerd would refuse the file's text. starts: how it is started, None: look."""
     found = docker.find(text, path)
     keys = [*(["runtimes"] if found.launcher else []), *(["default-runtime"] if found.default else [])]
-    for start in (*running(), *units(root)):
+    for start in (*running(), *units(root)) if starts is None else starts:
         for key in keys if start.reads(path) else ():
             value = start.value(_FLAGS[key])
             if value is None:

@@ -12,11 +12,11 @@ from typing import Any
 
 from oci_hook.bundle import HOOK_ENV, HOOK_TIMEOUT_S
 from oci_hook.errors import HostError
-from runtime_config.cdi import hook_command
+from runtime_config.cdi import STAGE, hook_command
 from runtime_config.engines.drop_in import Found
 
 FOLDER = "/usr/share/containers/oci/hooks.d"  # the one that Podman and CRI-O read unless they are told otherwise
-STAGES = {"prestart": "direct", "poststop": "poststop"}  # OCI stage -> word of our hook
+STAGES = {STAGE: "direct", "poststop": "poststop"}  # OCI stage -> word of our hook
 ANNOTATIONS = r"^vgpu\..*$"
 
 

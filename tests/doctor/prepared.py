@@ -141,7 +141,8 @@ class Installation:
 
     @contextmanager
     def kept(self, path: Path) -> Iterator[Path]:
-        """Whatever the test does to that file or folder, it is as before afterwards."""
+        """Whatever the test does to that file or folder, no link, it is as before afterwards."""
+        assert not path.is_symlink(), path
         aside = path.with_name(f".kept-{path.name}")
         copy = shutil.copytree if path.is_dir() else shutil.copy2
         copy(path, aside)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from tests.harness import bundle, installed
@@ -18,7 +19,10 @@ from tests.harness.installed import Vgpu
 
 pytestmark = pytest.mark.e2e
 GIB = 1 << 30
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs/doctor.schema.json").read_text())
 SLICE = {"vgpu.memory": "8GiB"}
+# crun differs in how a process is found (no control group) and what a hook's output is worth: three tests show that
+RUNC = pytest.mark.parametrize("low_level", ["runc"], indirect=True)
 HOLD = ["cuda_client", "hold", "300"]
 PRIVATE = "mkdir /tmp/past && ln -s /usr/lib/vgpu/libvgpu-driver.so /tmp/past/libcuda.so.1"
 PAST = f"{PRIVATE} && LD_LIBRARY_PATH=/tmp/past exec cuda_client hold 300"
@@ -52,6 +56,7 @@ def examined(vgpu: Vgpu, box: Container, *, code: int) -> dict[str, Any]:
     done = vgpu("doctor", "container", box.id, "--json", check=False)
     assert done.returncode == code, done
     found: dict[str, Any] = json.loads(done.stdout)
+    jsonschema.validate(found, SCHEMA)
     return found
 
 
@@ -72,6 +77,7 @@ def test_a_container_that_keeps_to_its_wrapper(vgpu: Vgpu, c_tree: Path, tmp_pat
         assert all(len(line) < 80 for line in text.splitlines())
 
 
+@RUNC
 def test_one_that_never_touched_the_gpu_is_fine(vgpu: Vgpu, c_tree: Path, tmp_path: Path) -> None:
     with running(vgpu, c_tree, tmp_path / "b", "sleep", "300", until=runs) as box:
         found = examined(vgpu, box, code=0)
@@ -94,6 +100,7 @@ def test_a_process_that_opens_the_driver_by_its_private_path(vgpu: Vgpu, c_tree:
         assert examined(vgpu, box, code=0)["facts"]["in_force"] == "not used yet"  # the process is ended: the remedy
 
 
+@RUNC
 def test_a_driver_that_the_image_brought_along(vgpu: Vgpu, c_tree: Path, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     shutil.copytree(c_tree, tree, symlinks=True)
@@ -118,6 +125,7 @@ def wait_for_memory(vgpu: Vgpu, box: Container) -> None:
         time.sleep(0.05)
 
 
+@RUNC
 def test_an_older_build_is_told_apart_and_no_alarm(low_level: Path, c_tree: Path, tmp_path: Path) -> None:
     vgpu = installed.install(tmp_path, low_level)
     with running(vgpu, c_tree, tmp_path / "b", *HOLD, until=holds) as box:
@@ -139,6 +147,7 @@ def upgrade(vgpu: Vgpu) -> None:
     other.rename(path)
 
 
+@RUNC
 @pytest.mark.seeds("VGPU-CTR-003")
 def test_an_account_that_was_cut_from_inside(vgpu: Vgpu, c_tree: Path, tmp_path: Path) -> None:
     """Restarted, as the remedy says, the container has a whole one."""
@@ -152,6 +161,7 @@ def test_an_account_that_was_cut_from_inside(vgpu: Vgpu, c_tree: Path, tmp_path:
         assert findings(examined(vgpu, box, code=0)) == []
 
 
+@RUNC
 @pytest.mark.seeds("VGPU-CTR-002")
 def test_an_account_that_was_replaced_on_the_host(vgpu: Vgpu, c_tree: Path, tmp_path: Path) -> None:
     """The program goes on with the old one, and nobody reads it."""
@@ -166,6 +176,7 @@ def test_an_account_that_was_replaced_on_the_host(vgpu: Vgpu, c_tree: Path, tmp_
         assert findings(examined(vgpu, box, code=0)) == []
 
 
+@RUNC
 def test_a_quota_that_the_ledger_does_not_have(vgpu: Vgpu, c_tree: Path, tmp_path: Path) -> None:
     with running(vgpu, c_tree, tmp_path / "b", "sleep", "300", until=runs) as box:
         quota = vgpu.state / f"containers/{box.id}/box/quota"
@@ -177,6 +188,7 @@ def test_a_quota_that_the_ledger_does_not_have(vgpu: Vgpu, c_tree: Path, tmp_pat
         assert "the ledger has 8589934592" in findings(found)[0]["evidence"]
 
 
+@RUNC
 @pytest.mark.seeds("VGPU-CTR-004")
 def test_nvml_by_its_private_path_is_a_warning(vgpu: Vgpu, c_tree: Path, tmp_path: Path) -> None:
     """Who only looks past the wrapper takes nothing."""
@@ -199,6 +211,7 @@ def test_a_slice_whose_process_is_gone(vgpu: Vgpu, c_tree: Path, tmp_path: Path)
         assert vgpu.containers() == []
 
 
+@RUNC
 @pytest.mark.seeds("VGPU-CTR-005")
 def test_an_account_that_says_less_than_the_driver(vgpu: Vgpu, c_tree: Path, tmp_path: Path) -> None:
     with running(vgpu, c_tree, tmp_path / "b", *HOLD, until=holds) as box:
@@ -211,6 +224,7 @@ def test_an_account_that_says_less_than_the_driver(vgpu: Vgpu, c_tree: Path, tmp
         assert findings(examined(vgpu, box, code=0)) == []
 
 
+@RUNC
 def test_who_is_not_there_is_refused(vgpu: Vgpu) -> None:
     done = vgpu("doctor", "container", "nobody", check=False)
     assert (done.returncode, done.stdout) == (3, "")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from prepared import Installation
@@ -26,6 +28,15 @@ def test_a_host_with_nothing_to_mend_stays_as_it_is(here: Installation) -> None:
         assert fix(here) == []
         assert living.exists()
         assert "nothing that --fix can mend" in here.vgpu("doctor", "--fix", "--offline", check=False).stdout
+
+
+def test_without_a_policy_it_says_so(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vgpu", "doctor", "--fix", "--offline", "--config", str(tmp_path / "config.yaml")],
+        capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 2 and "without a policy" in done.stderr and "Traceback" not in done.stderr
+    assert "VGPU-HOST-001" in done.stdout
 
 
 def test_dry_run_says_all_and_does_nothing(here: Installation) -> None:

@@ -213,7 +213,7 @@ def nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def modes(here: Installation, nvml: Path, setting: str) -> list[dict[str, str]]:
     """The findings of a doctor whose NVML answers with `setting`; a process of its own, as NVML is loaded once."""
-    simulated = here.vgpu.prefix / "lib/vgpu/sim"
+    simulated = (here.vgpu.prefix / "lib/vgpu/sim").resolve()
     (real,) = simulated.glob("libnvidia-ml.so.*.*")
     with here.kept(real):
         real.unlink()
@@ -254,13 +254,13 @@ def test_mps_that_stands_between(tree: Tree) -> None:
 
 @pytest.mark.seeds("VGPU-STA-006")
 def test_a_wrapper_of_another_build(here: Installation) -> None:
-    wrapper = here.vgpu.prefix / "lib/vgpu/wrapper/libcuda.so.1"
+    wrapper = (here.vgpu.prefix / "lib/vgpu/wrapper/libcuda.so.1").resolve()
     ours = quota_file.QUOTA_VERSION.to_bytes(4, "little") + quota_file.USAGE_VERSION.to_bytes(4, "little")
     good = wrapper.read_bytes()
     assert good.count(b"vgpu\0\0\0\0" + ours) == 1
     with here.kept(wrapper):
         wrapper.write_bytes(good.replace(b"vgpu\0\0\0\0" + ours, b"vgpu\0\0\0\0" + bytes([9, 0, 0, 0, 9, 0, 0, 0])))
-        fault(here.host, "wrapper", "VGPU-STA-006", "wrapper/libcuda.so.1", "quota 9, usage 9")
+        fault(here.host, "wrapper", "VGPU-STA-006", str(wrapper), "quota 9, usage 9")
         wrapper.write_bytes(b"\x7fELF of long ago")
         fault(here.host, "wrapper", "VGPU-STA-006", "not named in it")
     mended(here.host, "wrapper", "VGPU-STA-006")  # its own build is there again

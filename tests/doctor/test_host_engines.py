@@ -13,7 +13,7 @@ import pytest
 from prepared import DRIVER, LIBRARIES, Installation, Tree, fault, look, mended
 
 from runtime_config import launcher_conf
-from runtime_config.engines import crio, podman
+from runtime_config.engines import crio, hooks_d, podman
 from tests.harness import bundle, dockerd
 from vgpu.doctor.finding import OK, UNSEEN
 from vgpu.doctor.host import programs
@@ -72,26 +72,26 @@ def test_a_daemon_json_that_dockerd_does_not_read(tree: Tree, here: Installation
     assert look(both, "Docker").state == OK
 
 
-@pytest.mark.seeds("VGPU-ENG-003")
+@pytest.mark.seeds("VGPU-CFG-006")
 def test_a_setting_in_the_file_and_on_the_command_line(tree: Tree, here: Installation, both: Host) -> None:
     daemon_json(tree, here.vgpu.runtime)
     command = tree.process(812, "dockerd", "/usr/sbin/dockerd", "--add-runtime", "vgpu=/opt/vgpu/bin/vgpu-runtime")
-    one = fault(both, "Docker", "VGPU-ENG-003", "process 812 has --add-runtime=vgpu=", "refuses to start")
-    assert "--add-runtime" in one.remedy
+    one = fault(both, "Docker", "VGPU-CFG-006", "(process 812)", "would no longer start")
+    assert "move the flag into the file" in one.remedy
     command.write_text("/usr/sbin/dockerd\0")
-    mended(both, "Docker", "VGPU-ENG-003")
+    mended(both, "Docker", "VGPU-CFG-006")
 
 
-@pytest.mark.seeds("VGPU-ENG-003")
+@pytest.mark.seeds("VGPU-CFG-006")
 def test_a_setting_that_only_the_unit_would_shadow_at_the_next_start(
     tree: Tree, here: Installation, both: Host
 ) -> None:
     daemon_json(tree, here.vgpu.runtime)
     unit = "[Service]\nExecStart=/usr/sbin/dockerd --add-runtime=vgpu=/opt/x -H fd://\n"
     path = tree.write("lib/systemd/system/docker.service", unit)
-    fault(both, "Docker", "VGPU-ENG-003", "docker.service", "--add-runtime=vgpu=/opt/x")
+    fault(both, "Docker", "VGPU-CFG-006", "docker.service", "--add-runtime vgpu=/opt/x")
     path.write_text(unit.replace(" --add-runtime=vgpu=/opt/x", ""))
-    mended(both, "Docker", "VGPU-ENG-003")
+    mended(both, "Docker", "VGPU-CFG-006")
 
 
 @pytest.mark.seeds("VGPU-ENG-002")
@@ -251,6 +251,19 @@ def test_a_hook_file_whose_program_is_gone(tree: Tree) -> None:
     path = hook_file(tree, json.dumps({"version": "1.0.0", "hook": {"path": program}, "when": {"always": True}}))
     one = fault(tree.host, "hook files", "VGPU-ENG-004", path.name, program)
     tree.follow(one.remedy.partition("or: ")[2])
+    mended(tree.host, "hook files", "VGPU-ENG-004")
+
+
+@pytest.mark.seeds("VGPU-ENG-004")
+def test_our_own_hook_file_after_vgpu_was_moved_away(tree: Tree) -> None:
+    tree.program("usr/bin/python3.11", "")
+    script = tree.write("opt/vgpu/lib/vgpu/python/vgpu_hook.py", "")
+    text = hooks_d.HookFile("prestart", "/usr/bin/python3.11", "/opt/vgpu").text()
+    tree.write("usr/share/containers/oci/hooks.d/vgpu-prestart.json", text)
+    mended(tree.host, "hook files", "VGPU-ENG-004")
+    script.unlink()
+    fault(tree.host, "hook files", "VGPU-ENG-004", "vgpu-prestart.json", "/opt/vgpu/lib/vgpu/python/vgpu_hook.py")
+    script.touch()  # installed again
     mended(tree.host, "hook files", "VGPU-ENG-004")
 
 

@@ -69,13 +69,13 @@ def test_a_good_installation_has_nothing_to_mend(here: Installation) -> None:
 @pytest.mark.seeds("VGPU-HOST-001")
 @pytest.mark.parametrize("damage", ["missing", "cut"])
 def test_a_policy_that_cannot_be_used(here: Installation, damage: str) -> None:
-    path = here.vgpu.prefix / "etc/policy.json"
+    path = (here.vgpu.prefix / "etc/policy.json").resolve()
     with here.kept(path):
         if damage == "missing":
             path.unlink()
         else:
             path.write_bytes(path.read_bytes()[:100])
-        fault(here.host, "policy", "VGPU-HOST-001", str(path))
+        fault(here.host, "policy", "VGPU-HOST-001", path.name)
         assert "owners" in look(here.host, "without policy").unseen[0].subject
         here.follow("vgpu config apply")
         mended(here.host, "policy", "VGPU-HOST-001")
@@ -83,7 +83,7 @@ def test_a_policy_that_cannot_be_used(here: Installation, damage: str) -> None:
 
 @pytest.mark.seeds("VGPU-HOST-006")
 def test_a_policy_that_others_can_write(here: Installation) -> None:
-    path = here.vgpu.prefix / "etc/policy.json"
+    path = (here.vgpu.prefix / "etc/policy.json").resolve()
     path.chmod(0o666)
     here.follow(fault(here.host, "policy", "VGPU-HOST-006", str(path)).remedy.strip("`"))
     mended(here.host, "policy", "VGPU-HOST-006")
@@ -129,16 +129,16 @@ def test_a_runtime_that_was_removed(here: Installation, tmp_path: Path) -> None:
 
 @pytest.mark.seeds("VGPU-HOST-001")
 def test_a_launcher_conf_without_its_paths(here: Installation) -> None:
-    path = here.vgpu.prefix / "etc/launcher.conf"
+    path = (here.vgpu.prefix / "etc/launcher.conf").resolve()
     with here.kept(path):
         path.write_text("runtime=runc\n")
-        fault(here.host, "launcher", "VGPU-HOST-001", str(path), "runtime, python, shim, policy")
+        fault(here.host, "launcher", "VGPU-HOST-001", path.name, "runtime, python, shim, policy")
     mended(here.host, "launcher", "VGPU-HOST-001")  # as it was installed
 
 
 @pytest.mark.seeds("VGPU-HOST-006")
 def test_a_program_of_ours_that_others_can_replace(here: Installation) -> None:
-    folder = here.vgpu.prefix / "bin"
+    folder = (here.vgpu.prefix / "bin").resolve()
     folder.chmod(0o777)
     one = fault(here.host, "launcher", "VGPU-HOST-006", str(folder), "0777")
     here.follow(one.remedy)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from oci_hook import audit, ledger
@@ -52,6 +53,7 @@ def test_the_last_one_with_all_that_is_known(prefix: Path) -> None:
         assert words in done.stdout, words
     assert all(len(line) < 80 for line in done.stdout.splitlines())
     found = json.loads(doctor(prefix, "--json").stdout)
+    jsonschema.validate(found, json.loads((ROOT / "docs/doctor.schema.json").read_text()))
     assert (found["kind"], found["name"], found["facts"]["engine"]) == ("failure", "web", "Docker")
     assert found["facts"]["message"] == str(NO_LIBRARY)
 

@@ -123,3 +123,15 @@ def test_the_id_of_a_container_that_lives_is_refused(
         done = subprocess.run(command, input=json.dumps(state), capture_output=True, text=True, check=False)
         assert done.returncode == 5 and "VGPU-OCI-004" in done.stderr
         assert stub_vgpu.allocation(box.id) == before
+
+
+def test_a_node_behind_a_link_of_the_image_is_not_taken_for_gone(
+    low_level: Path, stub_vgpu: Vgpu, host: Inventory, plain_tree: Path, tmp_path: Path
+) -> None:
+    with bundle.container(low_level, tmp_path / "b", plain_tree, ["true"], annotations=ASKED) as box:
+        (box.folder / "rootfs/srv").mkdir(exist_ok=True)
+        (box.folder / "rootfs/srv/gpu").symlink_to("kept")
+        made_by_an_engine(box, host, stub_vgpu, "all", renamed="/srv/gpu")
+        result = box.create()
+    assert result.code != 0  # a runtime that follows the link is refused by us, another refuses it itself
+    assert stub_vgpu.containers() == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import bundle, debian, dockerd, images, installed, suites
+from tests.harness import bundle, debian, dockerd, images, installed, matrix, suites
 from tests.harness.dockerd import Docker
 from tests.harness.installed import Vgpu
 
@@ -48,17 +48,18 @@ def image(place: Place, c_tree: Path) -> str:
     return images.load(place.docker, c_tree, "vgpu-test:c")
 
 
-@pytest.fixture(autouse=True)
-def combination(place: Place, record_property: object) -> None:
-    assert callable(record_property)
-    record_property("docker", suites.version(place.docker.engine.program("dockerd")))
-    record_property("suite", place.suite)
+@pytest.fixture
+def combination(place: Place, record_property: matrix.Record) -> None:
+    """For the matrix: what this was tried with."""
+    version = suites.version(place.docker.engine.program("dockerd"))
+    runtime = suites.runtime(place.suite, "runc")
+    matrix.row(record_property, engine=f"docker {version}, devices by CDI", runtime=runtime, suite=place.suite)
 
 
 @pytest.mark.parametrize(
     "asked", ["--label=vgpu.memory=8GiB", "--annotation=vgpu.memory=8GiB", "--env=VGPU_MEMORY=8GiB"]
 )
-def test_a_device_and_a_request_give_a_slice(place: Place, image: str, asked: str) -> None:
+def test_a_device_and_a_request_give_a_slice(place: Place, image: str, asked: str, combination: None) -> None:
     done = place.docker("run", "--rm", DEVICE, asked, image, "sh", "-c", "ls /dev/vgpu-sim; cuda_client fill")
     assert done.returncode == 0, done
     assert done.stdout.startswith("ctl\ngpu0\n1 GPU:")

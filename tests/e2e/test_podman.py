@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import bundle, debian, installed, leftovers, podman
+from tests.harness import bundle, debian, installed, leftovers, matrix, podman, suites
 from tests.harness.installed import Vgpu
 from tests.harness.podman import Podman
 
@@ -54,12 +54,12 @@ def engine(release: str, vgpu: Vgpu, c_tree: Path, e2e_folder: Path) -> Iterator
     assert leftovers.processes(folder) == []
 
 
-@pytest.fixture(autouse=True)
-def combination(release: str, engine: Podman, record_property: object) -> None:
+@pytest.fixture
+def combination(release: str, engine: Podman, record_property: matrix.Record) -> None:
     """For the matrix: what this was tried with."""
-    assert callable(record_property)
-    record_property("podman", engine("--version").stdout.split()[-1])
-    record_property("suite", release)
+    runtime = Path("/usr/sbin/runc") if release == "bookworm" else suites.runtime(release, "crun")
+    version = engine("--version").stdout.split()[-1]
+    matrix.row(record_property, engine=f"podman {version}", runtime=runtime, suite=release)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def full(output: str, gib: int = 8) -> bool:
     return output.startswith("1 GPU:") and f"took {gib * GIB} bytes" in output and "CUDA_ERROR_OUT_OF_MEMORY" in output
 
 
-def test_the_runtime_gives_a_slice(made: Podman) -> None:
+def test_the_runtime_gives_a_slice(made: Podman, combination: None) -> None:
     done = made("run", "--rm", "--runtime=vgpu", *ASKED, IMAGE, "cuda_client", "fill")
     assert done.returncode == 0 and full(done.stdout), done
     too_much = made("run", "--rm", "--runtime=vgpu", "--annotation", "vgpu.memory=800GiB", IMAGE, "true")
@@ -86,7 +86,9 @@ def test_the_runtime_gives_a_slice(made: Podman) -> None:
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("0", ["gpu0"]), ("1", ["gpu1"]), ("all", ["gpu0"])])
-def test_a_device_by_cdi_brings_the_hook_and_the_slice(made: Podman, device: str, gpus: list[str]) -> None:
+def test_a_device_by_cdi_brings_the_hook_and_the_slice(
+    made: Podman, device: str, gpus: list[str], combination: None
+) -> None:
     look = "ls /dev/vgpu-sim; cuda_client fill"
     done = made("run", "--rm", "--device", f"vgpu.dev/gpu={device}", *ASKED, IMAGE, "sh", "-c", look)
     seen, _, filled = done.stdout.partition("1 GPU:")
@@ -164,7 +166,7 @@ def test_taken_out_again_nothing_of_ours_is_left(release: str, vgpu: Vgpu, e2e_f
         undone = made.inside(*vgpu.command("configure", "podman", "--undo"))
         assert undone.returncode == 0, undone
         order = [line.partition(":")[0] for line in undone.stdout.splitlines()]
-        assert order == [f"/{HOOKS}/vgpu-prestart.json", f"/{HOOKS}/vgpu-poststop.json", f"/{DROP_IN}"]
+        assert order == [f"/{HOOKS}/vgpu-createRuntime.json", f"/{HOOKS}/vgpu-poststop.json", f"/{DROP_IN}"]
         assert files(made) == before
 
 

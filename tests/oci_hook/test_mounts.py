@@ -216,3 +216,24 @@ def test_a_link_to_a_name_of_ours_is_left_alone(root: Path, source: Mount) -> No
 
     in_private_namespace(work)
     assert os.readlink(root / "usr/lib/libdriver.so") == "libdriver.so.1"
+
+
+def test_what_others_have_mounted_is_not_mounted_twice(root: Path, source: Mount) -> None:
+    """NVIDIA's toolkit mounts the same driver: once is enough, unless it is only the same file without a mount."""
+    mounted, linked = root / "usr/lib/libdriver.so.1", root / "usr/lib/libdriver.so.2"
+    mounted.write_bytes(b"")
+    os.link(source.source, linked)
+
+    def work() -> None:
+        run("mount --bind", root, root)
+        run("mount --bind -o ro", Path(source.source), mounted)
+        sources = mounts.open_sources([source, replace(source, target=linked.name)])
+        for one in sources:
+            mounts.clone(one)
+        opened(root).apply(sources, Found("/usr/lib", ()), "/usr/lib/vgpu")
+        points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        for path in (mounted, linked):
+            assert path.read_bytes() == b"driver"
+            assert points.count(str(path)) == 1 and os.statvfs(path).f_flag & os.ST_RDONLY
+
+    in_private_namespace(work)

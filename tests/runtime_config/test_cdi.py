@@ -65,7 +65,9 @@ def test_ours_is_what_the_specification_says() -> None:
 
 def test_whoever_gets_a_device_gets_our_hooks_with_an_environment_of_their_own() -> None:
     hooks = ours(*NODES)["containerEdits"]["hooks"]
-    assert [(hook["hookName"], hook["args"][5]) for hook in hooks] == [("prestart", "direct"), ("poststop", "poststop")]
+    assert [(hook["hookName"], hook["args"][5]) for hook in hooks] == [
+        ("createRuntime", "direct"), ("poststop", "poststop"),
+    ]  # fmt: skip
     for hook in hooks:
         assert hook["env"] == ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"]  # else the image's may be used
         assert hook["args"][:4] == ["/usr/bin/python3", "-I", "-S", "-E"] and hook["timeout"] > 0

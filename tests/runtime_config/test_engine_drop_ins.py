@@ -116,7 +116,7 @@ def test_hooks_are_one_file_a_stage_as_the_schema_wants_it() -> None:
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"hook": {"args": ["/usr/bin/other"]}}', '{"hook": {"args": [3]}}'])
 def test_a_hook_of_somebody_else_is_left_alone(text: str) -> None:
-    file = HookFile("prestart", "/usr/bin/python3", "/opt/vgpu")
+    file = HookFile("createRuntime", "/usr/bin/python3", "/opt/vgpu")
     for change in (lambda: file.add(text, LAUNCHER, path="/h/a.json"), lambda: file.remove(text, None, "/h/a.json")):
         with pytest.raises(VgpuError) as caught:
             change()

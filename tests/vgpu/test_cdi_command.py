@@ -88,6 +88,6 @@ def test_podman_that_cannot_be_asked_is_told(vgpu: Vgpu, tmp_path: Path) -> None
     command = ("configure", "podman", "--config", str(tmp_path / "v.conf"), "--hooks-dir", str(tmp_path))
     code, said = run(vgpu, *command, "--verify", "--program", "/no/podman")
     assert code == 5 and "VGPU-CFG-004" in said and "--program" in said
-    (tmp_path / "vgpu-prestart.json").write_text("{}")
+    (tmp_path / "vgpu-createRuntime.json").write_text("{}")
     code, said = run(vgpu, *command, "--hooks")
-    assert code == 5 and "VGPU-CFG-001" in said and "vgpu-prestart.json" in said
+    assert code == 5 and "VGPU-CFG-001" in said and "vgpu-createRuntime.json" in said

@@ -99,7 +99,7 @@ def test_a_handler_that_an_imported_file_would_hide_is_not_written(prefix: Path,
     before = all_files(tmp_path)
     done = configure(prefix, path)
     assert done.returncode == 5, done
-    assert done.stderr.startswith("vgpu: VGPU-ENG-002: containerd would not see the handler vgpu in ")
+    assert done.stderr.startswith("vgpu: VGPU-CFG-009: containerd would not see the handler vgpu in ")
     assert "--config" in done.stderr and all_files(tmp_path) == before
     # the remedy, and it is undone like any other
     assert configure(prefix, tmp_path / "conf.d/other.toml").returncode == 0
@@ -116,7 +116,7 @@ def test_a_drop_in_that_would_hide_others_goes_again(prefix: Path, tmp_path: Pat
     before = all_files(tmp_path)
     done = configure(prefix, path, "--drop-in")
     assert done.returncode == 5, done
-    assert "VGPU-ENG-002" in done.stderr and "changes other handlers (runc)" in done.stderr
+    assert "VGPU-CFG-009" in done.stderr and "changes other handlers (runc)" in done.stderr
     assert all_files(tmp_path) == before
 
 

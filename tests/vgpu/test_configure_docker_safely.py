@@ -51,6 +51,7 @@ def test_a_flag_that_contradicts_the_file_is_told_and_nothing_is_written(prefix:
         assert not daemon.config.with_name("daemon.json.vgpu-backup").exists()
 
 
+@pytest.mark.seeds("VGPU-CFG-007")
 def test_dockerd_is_asked_about_the_new_text_as_it_is_started(prefix: Path, daemon: dockerd.Docker) -> None:
     path, good = str(daemon.config), daemon.config.read_text()
     docker_process.require_valid(good, good, path)
@@ -64,6 +65,7 @@ def test_dockerd_is_asked_about_the_new_text_as_it_is_started(prefix: Path, daem
         docker_process.require_valid(clash, good, path)
 
 
+@pytest.mark.seeds("VGPU-CFG-008")
 def test_undo_refuses_while_containers_need_the_runtime(prefix: Path, daemon: dockerd.Docker, c_tree: Path) -> None:
     image = images.load(daemon, c_tree, "vgpu-test:users")
     before = daemon.config.read_bytes()

@@ -136,6 +136,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(host: Host) -> None:
     assert tree(host.prefix) == before
 
 
+@pytest.mark.seeds("VGPU-INST-002")
 def test_containers_that_the_other_version_cannot_read_stop_the_switch_both_ways(host: Host) -> None:
     folder = host.container("old", host.home)
     newer = host.release("0.2.0", NEWER_LAYOUT)
@@ -166,6 +167,7 @@ def test_a_version_goes_when_no_container_needs_it(host: Host) -> None:
     assert sorted(os.listdir(host.prefix / "versions")) == sorted({host.home.name, host("versions").stdout.split()[3]})
 
 
+@pytest.mark.seeds("VGPU-INST-003")
 def test_uninstall_waits_for_the_containers_or_leaves_what_they_need(host: Host) -> None:
     first, folder = host.home, host.container("busy", host.home)
     host.upgrade("0.2.0")

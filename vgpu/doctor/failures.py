@@ -169,6 +169,6 @@ def report(failure: Failure | None) -> Report:
 
 def _subject(failure: Failure) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(failure.time_ns / 1e9))
-    words = [when, f"id {failure.id[:12]}" if failure.id else "no id"]
+    words = [failure.name] * bool(failure.name) + [f"id {failure.id[:12]}" if failure.id else "no id", when]
     words += [f"image {failure.image}"] * bool(failure.image) + [f"by {failure.engine}"] * bool(failure.engine)
     return ", ".join(words)

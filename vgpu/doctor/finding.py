@@ -100,4 +100,6 @@ def run(group: str, name: str, results: Iterable[Result]) -> Check:
         kept.append(blind.unseen)
     except VgpuError as error:
         kept.append(refused(error, name))
+    except OSError as error:  # a file that ended or changed while it was looked at, or is another user's
+        kept.append(Unseen(str(error.filename or name), (error.strerror or str(error)).lower()))
     return Check(group, name, tuple(kept))

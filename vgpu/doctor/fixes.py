@@ -17,7 +17,7 @@ from runtime_config import cdi, cdi_check, files
 from vgpu import inventory as inventory_command
 from vgpu import output
 from vgpu.cdi import expected_text
-from vgpu.doctor.host.machine import Host
+from vgpu.doctor.host.machine import Host, NoPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +100,18 @@ def leftovers(state_dir: str) -> list[str]:
         return []
 
 
+def _has_policy(host: Host) -> bool:
+    try:
+        return bool(host.policy)
+    except NoPolicy:
+        output.message("vgpu: without a policy in force there is nothing that --fix can mend")
+        return False
+
+
 def apply(host: Host, *, dry_run: bool, quiet: bool) -> list[dict[str, Any]]:
     """Mends, and returns a dict a step, `done` among its keys. quiet: print nothing. A failed fix stops no other."""
     steps: list[dict[str, Any]] = []
-    for fix in FIXES:
+    for fix in FIXES if _has_policy(host) else ():
         found: list[Step] = []
         trouble = ""
         try:

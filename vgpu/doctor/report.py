@@ -93,6 +93,8 @@ def lines(report: Report, *, colour: bool = False) -> list[str]:
         force_terminal=colour, no_color=not colour, markup=False, highlight=False, emoji=False,
     )  # fmt: skip
     with console.capture() as text:
+        if report.name:
+            console.print(Text(output.printable(f"{report.kind}: {report.name}"), overflow="fold"))
         for group, checks in _groups(report.checks):
             console.print(Text(output.printable(group), style="bold"))
             _print_group(console, checks)

@@ -13,7 +13,7 @@ from runtime_config.engines.hooks_d import HookFile
 from vgpu import configure, docker_users
 from vgpu.installer.layout import Prefix
 
-NAMES = ("prestart-hook", "poststop-hook", "cdi", "docker", "containerd", "podman", "crio")
+NAMES = ("createRuntime-hook", "poststop-hook", "cdi", "docker", "containerd", "podman", "crio")
 DOCKER_SOCKET = "unix:///var/run/docker.sock"
 
 

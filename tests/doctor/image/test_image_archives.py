@@ -200,6 +200,15 @@ def test_an_image_of_docker_itself(docker: Docker, c_tree: Path, tmp_path: Path,
         assert {one.code for one in lacking} <= {"VGPU-DEP-001", "VGPU-DEP-006"} and "libpthread.so.0" in lacking[
             0
         ].evidence
+    # a file that a later layer takes away: Docker's own whiteout
+    lost = f"/{rootfs.LIBDIR}/librt.so.1"
+    docker("run", "--name", "cut", "--entrypoint", "/usr/bin/busybox", tag, "rm", lost, check=True)
+    docker("commit", "cut", "doctor-image:cut", check=True)
+    docker("rm", "cut", check=True)
+    docker("save", "-o", str(tmp_path / "cut.tar"), "doctor-image:cut", check=True)
+    for name in ("doctor-image:cut", tmp_path / "cut.tar"):
+        (lacking,) = (one for one in findings(name, driver, docker=docker.host) if one.code == "VGPU-DEP-001")
+        assert "'librt.so.1' is not in the image" in lacking.evidence
     missing = findings("doctor-image:3", driver, docker=docker.host)
     assert (missing[0].code, missing[0].remedy) == ("VGPU-IMG-006", "docker pull doctor-image:3, or name a folder")
 

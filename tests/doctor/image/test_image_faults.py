@@ -244,6 +244,16 @@ def test_a_command_that_the_image_does_not_have(debian_root: Root, driver: Drive
     script.chmod(0o644)
     found = one(findings(root, driver, "serve"), "VGPU-IMG-008")
     assert "add it to the image" in found.remedy
+    script.chmod(0o755)
+    script.write_text("echo a script without its first line\n")
+    one(findings(root, driver, "serve"), "VGPU-IMG-008", "cut short", "exec format error")
+    app = bytearray(program(root / "app").read_bytes())
+    for at, byte, words in ((18, 183, "ELF machine 183"), (4, 1, "not a 64-bit")):
+        (root / "app").write_bytes(app[:at] + bytes([byte]) + app[at + 1 :])
+        found = one(findings(root, driver, "/app"), "VGPU-IMG-008", words)
+        assert found.remedy == "put a 64-bit program for this processor at /app"
+    (root / "app").write_bytes(app)
+    assert findings(root, driver, "/app") == []
 
 
 @pytest.mark.seeds("VGPU-IMG-009")
@@ -273,6 +283,11 @@ def test_a_toolkit_that_is_newer_than_the_driver(debian_root: Root, driver: Driv
         found = one(findings(root, driver), "VGPU-IMG-010", *words)
         assert found.severity == severity and "use an image with CUDA 12.2 or older" in found.remedy
     version.write_text('{"cuda": {"version": "12.2.2"}}')
+    assert findings(root, driver) == []
+    package = root / "usr/local/lib/python3.12/site-packages/nvidia_cuda_runtime-13.0.96.dist-info"
+    package.mkdir(parents=True)
+    one(findings(root, driver), "VGPU-IMG-010", "nvidia_cuda_runtime-13.0.96.dist-info is CUDA 13.0")
+    package.rename(package.with_name("nvidia_cuda_runtime_cu12-12.1.105.dist-info"))
     assert findings(root, driver) == []
 
 

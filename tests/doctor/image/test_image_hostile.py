@@ -76,7 +76,7 @@ def test_bombs_are_stopped_by_their_size() -> None:
     class Few(Budget):
         def __init__(self) -> None:
             super().__init__()
-            self.bytes, self.entries, self.parts, self.kept = 8 << 20, 1000, 5000, 1 << 16
+            self.bytes, self.entries, self.parts, self.names, self.kept = 8 << 20, 1000, 5000, 100_000, 1 << 16
 
     started = time.monotonic()
     zeros = tarfile.TarInfo("zeros")
@@ -85,9 +85,23 @@ def test_bombs_are_stopped_by_their_size() -> None:
     assert "more bytes" in refused(gzip.compress(head + bytes(64 << 20)), Few())
     assert "more files" in refused(packed.layer([Entry(str(number)) for number in range(1100)]), Few())
     assert "more folders" in refused(packed.layer([Entry("a/" * 2000 + str(number)) for number in range(3)]), Few())
+    assert "more names" in refused(packed.layer([packed.link(str(n), "x" * 4000) for n in range(30)]), Few())
+    assert "more than 4096" in refused(packed.layer([packed.link("a", "x" * 5000)]), Few())
     assert "more text files" in refused(packed.layer([Entry(f"{n}/os-release", b"x" * 60000) for n in range(2)]), Few())
     assert time.monotonic() - started < 20
     assert Budget(10 << 20).bytes == 4 << 30 and Budget(1 << 40).bytes == 256 << 30
+
+
+def test_links_that_lead_on_and_on_are_followed_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """39 links, each a long way to the next; every file that is put behind them costs 80,000 steps."""
+    from vgpu.doctor.image import tree
+
+    monkeypatch.setattr(tree, "_MAX_STEPS", 3_000_000)
+    chain = [packed.link(f"l{number}", "./" * 2000 + f"l{number + 1}") for number in range(38)]
+    entries = [packed.folder("l38"), *chain, *(Entry(f"l0/{number}") for number in range(1000))]
+    started = time.monotonic()
+    assert "lead on and on" in refused(packed.layer(entries))
+    assert time.monotonic() - started < 20
 
 
 def test_headers_that_say_they_are_huge_are_not_believed() -> None:

@@ -24,11 +24,12 @@ def seeded_vgpu(e2e_folder: Path, needs_root: None, needs_build: None) -> Vgpu:
 @pytest.fixture
 def ground(seeded_vgpu: Vgpu, c_tree: Path, tmp_path: Path) -> Iterator[Ground]:
     """Afterwards configuration and log are as before, and nothing of the containers is left."""
-    kept = {name: (seeded_vgpu.prefix / name).read_bytes() for name in _OURS}
+    paths = [(seeded_vgpu.prefix / name).resolve() for name in _OURS]  # some are links into the version in use
+    kept = {path: path.read_bytes() for path in paths}
     yield Ground(seeded_vgpu, c_tree, tmp_path)
-    for name, data in kept.items():
-        (seeded_vgpu.prefix / name).write_bytes(data)
-        (seeded_vgpu.prefix / name).chmod(0o644)
+    for path, data in kept.items():
+        path.write_bytes(data)
+        path.chmod(0o644)
     shutil.rmtree(seeded_vgpu.log, ignore_errors=True)  # it is made anew, and each test has its own entries
     assert seeded_vgpu.containers() == []
     assert leftovers.mounts(tmp_path, seeded_vgpu.state) == []

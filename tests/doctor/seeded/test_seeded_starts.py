@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from libcuda_wrap.toolchain import Toolchain
+from oci_hook.errors import VgpuError
 from tests.doctor.seeded.ground import SLICE, Ground, Told, nothing, program, row, seeded, told
 from tests.harness import bundle, installed
 from tests.harness.installed import Vgpu
@@ -93,7 +95,7 @@ def test_two_of_one_id(ground: Ground) -> None:
 
 @pytest.mark.seeds("VGPU-HOST-001")
 def test_a_policy_that_is_gone(ground: Ground) -> None:
-    policy = ground.vgpu.prefix / "etc/policy.json"
+    policy = (ground.vgpu.prefix / "etc/policy.json").resolve()
     policy.unlink()
     seeded("VGPU-HOST-001", ground.start, f"{policy} … vgpu config apply", lambda: ground.vgpu("config", "apply"))
 
@@ -119,7 +121,7 @@ def test_a_runtime_that_is_gone(ground: Ground) -> None:
 
 @pytest.mark.seeds("VGPU-HOST-006")
 def test_a_policy_that_others_can_write(ground: Ground) -> None:
-    policy = ground.vgpu.prefix / "etc/policy.json"
+    policy = (ground.vgpu.prefix / "etc/policy.json").resolve()
     policy.chmod(0o666)
     remedy = f"chown root {policy} && chmod 644 {policy}"
     seeded("VGPU-HOST-006", ground.start, remedy, partial(subprocess.run, ["sh", "-c", remedy], check=True))
@@ -198,7 +200,7 @@ def damage(vgpu: Vgpu) -> None:
     source.write_text(text.replace("rooms = rooms_for(", "rooms = 1 / 0, rooms_for("))
 
 
-@pytest.mark.seeds("VGPU-HOST-008")
+@pytest.mark.seeds("VGPU-INST-001")
 def test_a_part_that_was_not_built(ground: Ground) -> None:
     build = ground.folder / "build"
     shutil.copytree(ROOT / "build", build, ignore=lambda folder, names: [
@@ -209,5 +211,20 @@ def test_a_part_that_was_not_built(ground: Ground) -> None:
     vgpu = Vgpu(ground.folder / "p", ground.folder / "s", ground.folder / "l")
     command = installed.install_command(vgpu, bundle.low_level("runc", ground.folder), 1, "80GiB")
     install = partial(program, sys.executable, *command[1:], "--build", str(build))
-    seeded("VGPU-HOST-008", install, "wrapper … make build", partial((ground.folder / "not built").rename, wrapper))
+    seeded("VGPU-INST-001", install, "wrapper … make build", partial((ground.folder / "not built").rename, wrapper))
     assert json.loads((vgpu.prefix / "etc/policy.json").read_text())["simulate_gpus"] == 1
+
+
+def compiled(ground: Ground, compiler: str) -> Told:
+    (ground.folder / "x.c").write_text("int main(void) { return 0; }\n")
+    try:
+        Toolchain(compiler, "address").program([ground.folder / "x.c"], ground.folder / "x")
+    except VgpuError as error:
+        return told(error.exit_code, error.line())
+    return told(0, "")
+
+
+@pytest.mark.seeds("VGPU-HOST-008")
+def test_a_build_that_the_compiler_cannot_make(ground: Ground) -> None:
+    fault, again = partial(compiled, ground, "zig"), partial(compiled, ground, "gcc")
+    seeded("VGPU-HOST-008", fault, "--sanitize address … --cc gcc", nothing, again)

@@ -11,10 +11,8 @@ from runtime_config.engines import LAUNCHER_NAME, RUNTIME, containerd, crio, doc
 from vgpu import docker_process, engine_docker
 from vgpu.configure import Editor
 from vgpu.docker_process import Start
-from vgpu.doctor.finding import CannotSee, Result, Seen, Unseen, found
+from vgpu.doctor.finding import CannotSee, Result, Seen, Unseen, found, refused
 from vgpu.doctor.host.machine import Host, NoPolicy, Run, why
-
-_FLAGS = (("--add-runtime", "launcher"), ("--default-runtime", "default"))  # flag, and what of the file says the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +110,11 @@ def docker_is_good(host: Host) -> Iterator[Result]:
 
 def _flags(starts: Sequence[Start], path: str, text: str) -> Iterator[Result]:
     """dockerd refuses to start when a setting is in the file and on its command line."""
-    said = docker.find(text, path)
-    for start in starts:
-        for flag, field in _FLAGS:
-            if (value := start.value(flag)) and getattr(said, field):
-                evidence = f"{start.where} has {flag}={value}, and {path} sets the same: dockerd refuses to start so"
-                remedy = f"take {flag} out of dockerd's unit: systemctl edit docker"
-                yield found("VGPU-ENG-003", path, evidence, remedy=remedy)
+    launcher = docker.find(text, path).launcher or ""  # raises what the file cannot be used for
+    try:
+        docker_process.require_no_conflict(text, path, launcher, starts=starts)
+    except VgpuError as error:
+        yield refused(error, path)
 
 
 def docker_has_it(host: Host) -> Iterator[Result]:

@@ -14,6 +14,7 @@ from vgpu.doctor.host.driver import module_version
 from vgpu.doctor.host.machine import Host, NoPolicy, Run
 
 HOOK_FOLDERS = ("/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d", "/run/containers/oci/hooks.d")
+_OUR_SCRIPT = "/vgpu_hook.py"  # ours names an interpreter as its program
 _CDI_FOLDERS = ("/etc/cdi", "/run/cdi")  # /var/run is a link to /run
 
 
@@ -22,14 +23,17 @@ def hook_files(host: Host) -> Iterator[Result]:
     for path in _files(host, HOOK_FOLDERS, ".json"):
         text = host.read(path) or ""
         try:
-            program = json.loads(text)["hook"]["path"]
-        except (ValueError, TypeError, KeyError) as error:
-            yield found("VGPU-ENG-005", path, f"no hook file of version 1.0.0 ({type(error).__name__}: {error})",
-                        remedy=f"mend it, or: rm {path}")  # fmt: skip
+            hook = json.loads(text)["hook"]
+            program, arguments = hook["path"], hook.get("args") or []
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            what = f"no hook file of version 1.0.0 ({type(error).__name__}: {error})"
+            yield found("VGPU-ENG-005", path, what, remedy=f"mend it, or: rm {path}")
             continue
-        if not isinstance(program, str) or not os.access(host.path(program), os.X_OK):
-            evidence = f"it names {program}, which is not there or is no program"
-            yield found("VGPU-ENG-004", path, evidence, remedy=f"install what {program} belongs to, or: rm {path}")
+        needed = [(program, os.X_OK), *((word, os.R_OK) for word in arguments if str(word).endswith(_OUR_SCRIPT))]
+        gone = next((name for name, how in needed if not os.access(host.path(str(name)), how)), None)
+        if gone is not None:
+            evidence = f"it names {gone}, which is not there or is no program"
+            yield found("VGPU-ENG-004", path, evidence, remedy=f"install what {gone} belongs to, or: rm {path}")
         else:
             good += 1
     yield Seen(f"{good} hook files")

@@ -22,6 +22,7 @@ _GROUPS = ("driver in this image", "its program", "CUDA", "every file")
 _MAX_TEXT = 1 << 16  # bytes of a text file of the image
 _PRETTY = re.compile(r'^PRETTY_NAME="?([^"\n]{1,100})', re.MULTILINE)
 _LIBC = re.compile(r"/libc-(2\.[0-9]{1,3})\.so$")
+_WHEEL = re.compile(r"nvidia_cuda_runtime(?:_cu[0-9]+)?-([0-9.]+)\.dist-info")
 _CUDART = re.compile(r"libcudart\.so\.([0-9]+\.[0-9]+\.[0-9]+)")
 
 
@@ -194,7 +195,7 @@ def toolkits(asked: Asked) -> Iterator[Result]:
     """The toolkit that the image was built with, against the driver."""
     versions = toolkit_versions(asked.root, asked.config)
     if not versions:
-        yield Seen("no CUDA toolkit in /usr/local/cuda, and no CUDA_VERSION")
+        yield Seen("no CUDA toolkit in /usr/local/cuda or in Python's packages, and no CUDA_VERSION")
         return
     driver = asked.known_driver().number
     for version, where in sorted(versions.items()):
@@ -227,6 +228,10 @@ def toolkit_versions(root: Root, config: Config) -> dict[Version, str]:
             for name in root.names(f"{folder}/{below}"):
                 if match := _CUDART.fullmatch(name):
                     said.append((match[1], f"{folder}/{below}/{name}"))
+    for folder in _python_folders(root, config):
+        for name in root.names(folder):
+            if match := _WHEEL.fullmatch(name):
+                said.append((match[1], f"{folder}/{name}"))
     found: dict[Version, str] = {}
     for text, where in said:
         try:
@@ -235,6 +240,16 @@ def toolkit_versions(root: Root, config: Config) -> dict[Version, str]:
             continue
         found.setdefault(version, where)
     return found
+
+
+def _python_folders(root: Root, config: Config) -> Iterator[str]:
+    """Where an image has Python's packages: NVIDIA's libraries are among them where PyTorch is."""
+    own = [one[12:] for one in config.env if one.startswith("VIRTUAL_ENV=")]
+    for base in ("/usr", "/usr/local", "/opt/venv", "/opt/conda", *own):
+        for name in root.names(f"{base}/lib"):
+            if name.startswith("python3"):
+                yield f"{base}/lib/{name}/site-packages"
+                yield f"{base}/lib/{name}/dist-packages"
 
 
 def _json_version(text: str) -> str:

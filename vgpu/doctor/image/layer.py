@@ -22,6 +22,7 @@ from vgpu.doctor.image.tree import FILE, FOLDER, LINK, OTHER, Layer, Node, Parts
 WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
 _ELF_MAX = 8 << 30  # bytes of one library; the largest known has 3 GiB
 _IN_MEMORY = 32 << 20  # an ELF file up to this is not written to a temporary file
+_MAX_PATH = 4096  # characters; no file system has more
 _MAX_HEADER = 1 << 20  # bytes of one long name or one set of attributes
 _KEPT = {  # files whose text is wanted, by name, with the most bytes of them
     "ld.so.cache": ldcache.MAX_BYTES,
@@ -60,14 +61,15 @@ class Budget:
         self.bytes = max(4 << 30, min(size * 100, 256 << 30)) if size else 256 << 30
         self.entries = 1_000_000
         self.parts = 20_000_000  # of all names
+        self.names = 256 << 20  # characters of all names and links
         self.kept = 64 << 20  # bytes of files' text
 
     def take(self, what: str, amount: int) -> None:
         left = getattr(self, what) - amount
         setattr(self, what, left)
         if left < 0:
-            names = {"bytes": "bytes when unpacked", "entries": "files", "parts": "folders", "kept": "text files"}
-            raise broken(f"has more {names[what]} than any image")
+            words = {"bytes": "bytes when unpacked", "entries": "files", "parts": "folders", "kept": "text files"}
+            raise broken(f"has more {words.get(what, what)} than any image")
 
 
 class Counted(io.RawIOBase):
@@ -184,6 +186,9 @@ def read(stream: Stream, budget: Budget) -> Layer:
 def _add(layer: Layer, members: Members, member: tarfile.TarInfo, budget: Budget) -> None:
     way = parts(member.name)
     budget.take("parts", len(way))
+    budget.take("names", len(member.name) + len(member.linkname))
+    if max(len(member.name), len(member.linkname)) > _MAX_PATH:
+        raise broken(f"has a name of more than {_MAX_PATH} characters")
     name = way[-1] if way else ""
     if name == OPAQUE:
         layer.emptied.append(way[:-1])

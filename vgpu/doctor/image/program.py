@@ -66,9 +66,11 @@ def examine(root: Root, image: preflight.Image | None, config: Config, word: str
     try:
         facts = root.elf(path)
     except ElfError as error:
-        yield Seen(f"{path} is no program that a loader reads: {error}")
+        yield _no_program(path, str(error))
         return
-    if facts is not None:
+    if facts is not None and facts.machine != (machine := preflight.MACHINES[os.uname().machine]):
+        yield _no_program(path, f"for another processor (ELF machine {facts.machine}, and this host's is {machine})")
+    elif facts is not None:
         yield from _loads(root, image, path, facts, ours)
 
 
@@ -79,6 +81,11 @@ def _not_there(word: str, reader: str) -> Finding:
         evidence = f"the image has no program {shown(word, 200)}" + ("" if "/" in word else ", nowhere in its PATH")
     remedy = "add it to the image, or start another: docker run --entrypoint PROGRAM IMAGE"
     return found("VGPU-IMG-008", word, evidence, remedy=remedy)
+
+
+def _no_program(path: str, why: str) -> Finding:
+    evidence = f'it is {why}; the kernel answers "exec format error", or it could not load the driver'
+    return found("VGPU-IMG-008", path, evidence, remedy=f"put a 64-bit program for this processor at {path}")
 
 
 def _script_reader(head: bytes) -> str:

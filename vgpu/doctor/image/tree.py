@@ -16,6 +16,7 @@ from oci_hook.errors import ImageError, shown
 
 FOLDER, FILE, LINK, OTHER = "folder", "file", "link", "other"
 _MAX_LINKS = 40  # as the kernel's
+_MAX_STEPS = 100_000_000  # names that are followed in all: a minute. A large image has ten million
 _MAX_PATH = 4096  # bytes, as the kernel's
 _MAX_NAME = 255
 _numbers = count(1)
@@ -57,6 +58,7 @@ class Tree:
 
     def __init__(self, layers: Sequence[Layer] = ()) -> None:
         self.root = Node(FOLDER)
+        self._steps = 0
         for layer in layers:
             self.apply(layer)
 
@@ -109,6 +111,7 @@ class Tree:
             return None
         pending, links = path.split("/")[::-1], 0
         way, named = [self.root], [""]
+        self._count(len(pending))
         while pending:
             name = pending.pop()
             if way[-1].kind != FOLDER:
@@ -129,8 +132,19 @@ class Tree:
                 return None
             if below.target.startswith("/"):
                 del way[1:], named[1:]
-            pending.extend(below.target.split("/")[::-1])
+            more = below.target.split("/")[::-1]
+            self._count(len(more))
+            pending.extend(more)
         return way[-1], named
+
+    def _count(self, steps: int) -> None:
+        self._steps += steps
+        if self._steps > _MAX_STEPS:
+            raise ImageError(
+                "VGPU-IMG-007",
+                f"the image's links lead on and on: {_MAX_STEPS} names were followed",
+                remedy="look at the image's links before anything else",
+            )
 
     def _file(self, path: str) -> Node | None:
         node = self.node(path)
