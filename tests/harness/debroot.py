@@ -94,7 +94,10 @@ def opened(suite: str, folder: Path) -> Iterator[Root]:
         # as on any host; and the locks of the accounts in it do not hold across an overlay
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", f"{folder}/merged/run"], check=True)
         if suite == MACHINE:
-            root("apt-get", "install", "-q", "-y", "--no-install-recommends", *NEEDED, network=True)
+            install = ("apt-get", "install", "-q", "-y", "--no-install-recommends", *NEEDED)
+            if root(*install, check=False, network=True).returncode:
+                root("apt-get", "update", "-q", network=True)
+                root(*install, network=True)
         yield root
     finally:
         for mountpoint in reversed(leftovers.mounts(folder)):
