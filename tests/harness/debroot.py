@@ -33,9 +33,10 @@ shift; exec "$@"
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """path: where it is mounted. Calling it runs a program in it, as root."""
+    """path: where it is mounted. lower: the Debian below. Calling it runs a program in it, as root."""
 
     path: Path
+    lower: Path
 
     def __call__(
         self, *command: str, check: bool = True, network: bool = False, **env: str
@@ -57,7 +58,8 @@ class Root:
         for folder, prefix in ((upper, ""), (self.path / "run", "run/")):
             for path in folder.rglob("*"):
                 name, status = f"{prefix}{path.relative_to(folder)}", path.lstat()
-                if not name.startswith(NOT_OURS):
+                was_there = path.is_dir() and (self.lower / name).is_dir()
+                if not name.startswith(NOT_OURS) and not was_there:
                     found[name] = (status.st_mode, 0 if path.is_dir() else status.st_size)
         return found
 
@@ -87,7 +89,7 @@ def opened(suite: str, folder: Path) -> Iterator[Root]:
         (folder / name).mkdir()
     options = f"lowerdir={lower},upperdir={folder}/upper,workdir={folder}/work"
     subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, f"{folder}/merged"], check=True)
-    root = Root(folder / "merged")
+    root = Root(folder / "merged", lower)
     try:
         # as on any host; and the locks of the accounts in it do not hold across an overlay
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", f"{folder}/merged/run"], check=True)

@@ -23,7 +23,7 @@ NAME = {elf.X86_64: "x86-64", elf.AARCH64: "AArch64"}
 
 def made(entries: list[tuple[int, str, str, int]], old: bool = False) -> bytes:
     """A cache with these (flags, soname, path, hwcap), behind an empty old one if wanted."""
-    strings, places, start = b"", [], 48 + 24 * len(entries)
+    strings, places, start = bytearray(), [], 48 + 24 * len(entries)
     for flags, soname, path, hwcap in entries:
         places.append((flags, start + len(strings), start + len(strings) + len(soname) + 1, 0, hwcap))
         strings += soname.encode() + b"\0" + path.encode() + b"\0"
@@ -89,6 +89,7 @@ def test_machine_and_processor_decide(old: bool) -> None:
         (made([(0x0303, "x", "/x", 0)] * 70_000), "more entries than any"),
         (made([(0x0303, "x" * 4000, "/x", 0)] * 5_000), "more text than any"),
     ],
+    ids=range(8),  # of megabytes no name can be made
 )
 def test_what_is_no_cache_is_refused_with_its_reason(data: bytes, reason: str) -> None:
     with pytest.raises(CacheError, match=reason):

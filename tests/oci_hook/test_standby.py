@@ -17,7 +17,13 @@ from tests.harness import leftovers
 STATE = b'{"id":"x1"}'
 KILL = "import os; os.kill(int(sys.argv[sys.argv.index('--launcher') + 1]), 9)"
 EARLY = f"{KILL}\n"
-LATE = f"def late(call, code, answer=shim._answer):\n    {KILL}\n    return answer(call, code)\nshim._answer = late\n"
+LATE = f"""\
+def late(call, code, answer=shim._answer):
+    {KILL}
+    import time; time.sleep(0.5)  # until it is dead, and its end of the socket is closed
+    return answer(call, code)
+shim._answer = late
+"""
 PROGRAM = '#!/bin/sh\nfor word; do echo "$word"; done >"$OUT/words"\npwd >"$OUT/cwd"\ncat >"$OUT/state"\nexit 9\n'
 
 
