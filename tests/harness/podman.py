@@ -34,8 +34,7 @@ PACKAGES = {
 }  # fmt: skip
 _OVER_ALL = """
 set -e
-mount -t tmpfs tmpfs /run
-mount -t tmpfs tmpfs /dev/shm
+for place in /run /dev/shm /var/lib; do mount -t tmpfs tmpfs $place; done
 for part in etc usr; do
     mount -t overlay overlay -o "lowerdir=$1/$part:/$part,upperdir=$2/$part,workdir=$2/.$part" /$part
 done

@@ -12,6 +12,8 @@ from oci_hook.request import memory_size
 from vgpu.simulate.model import Cluster, NodeKind
 
 MAX_GPUS_PER_NODE = 16
+MIXED = ("binpack", "spread", "topology")  # what `weighted` can mix here: nothing is known of a simulated GPU's load
+_WEIGHT = r"(?!0+(\.0+)?$)[0-9]{1,6}(\.[0-9]{1,6})?"
 EXAMPLE = "nodes: [{count: 4, gpus: 8, gpu: A100, memory: 80GiB}]"
 
 
@@ -66,7 +68,7 @@ class _Reader:
         return value
 
     def cluster(self, root: yaml.Node | None) -> Cluster:
-        top = self.mapping(root, ("nodes", "overcommit"), "the file")
+        top = self.mapping(root, ("nodes", "overcommit", "weighted"), "the file")
         rows = top.get("nodes")
         if not isinstance(rows, yaml.SequenceNode) or not rows.value:
             self.fail(rows or root, "there are no nodes", f"write {EXAMPLE}")
@@ -75,11 +77,16 @@ class _Reader:
             for name, node in self.mapping(top["overcommit"], ("memory", "cores"), "overcommit").items():
                 expected = "a number from 1 to 99.99, such as 1.5"
                 factors[name] = float(self.text(node, name, r"[1-9][0-9]?(\.[0-9]{1,6})?", expected))
+        weights: tuple[tuple[str, float], ...] = ()
+        if "weighted" in top:
+            expected = "a number above 0, such as 0.7"
+            found = self.mapping(top["weighted"], MIXED, "weighted").items()
+            weights = tuple((name, float(self.text(node, name, _WEIGHT, expected))) for name, node in found)
         kinds = tuple(self.kind(row) for row in rows.value)
-        return Cluster(kinds, factors.get("memory", 1.0), factors.get("cores", 1.0))
+        return Cluster(kinds, factors.get("memory", 1.0), factors.get("cores", 1.0), weights)
 
     def kind(self, row: yaml.Node) -> NodeKind:
-        settings = self.mapping(row, ("count", "gpus", "gpu", "memory"), "a kind of node")
+        settings = self.mapping(row, ("count", "gpus", "gpu", "memory", "nvlink"), "a kind of node")
         for name in ("gpus", "memory"):
             if name not in settings:
                 self.fail(row, f"{name} is missing", f"write it as in {EXAMPLE}")
@@ -92,4 +99,8 @@ class _Reader:
         memory = self.text(settings["memory"], "memory", r"[1-9][0-9]{0,6}(MiB|GiB)", "a size, such as 80GiB")
         size = memory_size(memory)
         assert size is not None  # the pattern is narrower than what it reads
-        return NodeKind(count, gpu, gpus, size)
+        nvlink = 1
+        if "nvlink" in settings:
+            expected = "how many neighbours NVLink joins, such as 4"
+            nvlink = int(self.text(settings["nvlink"], "nvlink", r"[1-9]|1[0-6]", expected))
+        return NodeKind(count, gpu, gpus, size, nvlink)

@@ -17,6 +17,9 @@ from vgpu.simulate.model import Cluster, Job
 def run(cluster: str, trace: str, policies: str, *, preempt: bool, to_file: str | None, as_json: bool) -> None:
     names = _policies(policies)
     nodes, read = cluster_file.read(cluster), trace_file.read(trace)
+    if "weighted" in names and not nodes.weights:
+        what = f"--policy={shown(policies)}: {cluster} does not say what weighted mixes"
+        raise HostError("VGPU-SIM-003", what, remedy="write weighted: {binpack: 0.7, topology: 0.3} there")
     rows, outcomes = compared(nodes, read.jobs, names, preempt=preempt)
     facts = {
         "cluster": cluster,

@@ -5,7 +5,7 @@ same answer as asking oci_hook.placement on every node each time (`naive_find`, 
 
 * GPUs that are equally full are one *state*; the live function is asked once per state and shape, not once per GPU.
 * binpack and spread look at each GPU alone, so for one GPU the best state's score is the node's. For more GPUs, and
-  for exclusive, the live function sees the whole node, where a GPU that cannot serve the ask counts as unusable.
+  for other policies, the live function sees the whole node, where a GPU that cannot serve the ask counts as unusable.
 * Each shape keeps a heap of the nodes by score, and looks again only at those that changed since its last question.
 """
 
@@ -14,12 +14,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 
 from oci_hook import placement, request
 from oci_hook.records import Allocation, Gpu, Placement, Policy, Process, Request, Slice
 from vgpu.simulate.model import Cluster, NodeKind, Shape
 
-SIMULATED = ("binpack", "spread", "exclusive")
+SIMULATED = ("binpack", "spread", "topology", "exclusive", "weighted")  # no load is known here
 POLICIES = tuple(name for name in request.CHOICES["policy"] if name in SIMULATED)
 _ALONE = ("binpack", "spread")  # these judge a GPU without looking at the others
 _NOBODY = Process(0, 0)
@@ -66,6 +67,7 @@ class Fleet:
             placement=policy,
             overcommit_memory=cluster.overcommit_memory,
             overcommit_cores=cluster.overcommit_cores,
+            weights=dict(cluster.weights),
         )
         self._on_change = on_change
         self.states: list[State] = []
@@ -164,7 +166,7 @@ class Fleet:
         self.live_calls += 1
         gpus, given = [], []
         for number, state in enumerate(states):
-            gpu = Gpu(number, f"GPU-{number}", kind.gpu, kind.memory_bytes, "", number, "ok" if state else "not usable")
+            gpu = _gpu(kind, number, "ok" if state else "not usable")
             gpus.append(gpu)
             if state:
                 given += _given(gpu, state, self._how)
@@ -176,6 +178,14 @@ class Fleet:
         score = sum(scores[ask, part.index] for ask, part in enumerate(answer.slices)) / shape.gpus
         slices = tuple((part.index, part.memory_bytes, part.cores_percent) for part in answer.slices)
         return Spot(round(score, 6), slices)
+
+
+@cache
+def _gpu(kind: NodeKind, number: int, health: str) -> Gpu:
+    first = number - number % kind.nvlink
+    joined = range(first, min(first + kind.nvlink, kind.gpus))
+    links = {f"GPU-{other}": "NV18" for other in joined if other != number}
+    return Gpu(number, f"GPU-{number}", kind.gpu, kind.memory_bytes, "", number, health, links=links)
 
 
 def _given(gpu: Gpu, state: State, how: str) -> list[Allocation]:

@@ -11,19 +11,24 @@ PRIORITIES = ("high", "normal", "low")
 
 @dataclass(frozen=True, slots=True)
 class NodeKind:
-    """count: of such nodes. gpus: on each of them. memory_bytes: of one GPU."""
+    """count: of such nodes. gpus: on each of them. memory_bytes: of one GPU. nvlink: so many neighbours, from the first
+    on, are joined by NVLink; 1: none are."""
 
     count: int
     gpu: str
     gpus: int
     memory_bytes: int
+    nvlink: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
+    """weights: (policy, weight) of those that `weighted` mixes; (): it cannot be simulated."""
+
     kinds: tuple[NodeKind, ...]
     overcommit_memory: float = 1.0
     overcommit_cores: float = 1.0
+    weights: tuple[tuple[str, float], ...] = ()
 
     @property
     def gpus(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,7 @@ from vgpu.simulate.model import Cluster, Job, NodeKind, Shape
 GIB = 1 << 30
 SMALL = NodeKind(3, "A100", 4, 80 * GIB)
 OTHER = NodeKind(2, "T4", 2, 16 * GIB)
+JOINED = NodeKind(2, "A100", 4, 80 * GIB, nvlink=2)
 ONE_GPU = Cluster((NodeKind(1, "A100", 1, 80 * GIB),))
 WHOLE = Shape(Ask(memory_bytes=80 * GIB, cores_percent=100))
 HALF = Shape(Ask(memory_bytes=40 * GIB, cores_percent=50))
@@ -36,7 +38,8 @@ def shapes(chance: random.Random) -> list[Shape]:
 @pytest.mark.parametrize("overcommit", [1.0, 1.5])
 def test_the_index_answers_as_asking_every_node_does(policy: str, seed: int, overcommit: float) -> None:
     chance = random.Random(seed)
-    fleet = Fleet(Cluster((SMALL, OTHER), overcommit, overcommit), policy)
+    weights = (("spread", 0.5), ("topology", 0.5))
+    fleet = Fleet(Cluster((SMALL, OTHER, JOINED), overcommit, overcommit, weights), policy)
     asked = shapes(chance)
     running = []
     found = 0
@@ -145,6 +148,24 @@ def test_stranded_and_blocked_by_hand() -> None:
 def test_no_run_ends_before_the_bound() -> None:
     chance = random.Random(1)
     jobs = tuple(job(str(n), n, chance.randint(1, 60), chance.choice([WHOLE, HALF])) for n in range(80))
+    cluster = replace(ONE_GPU, weights=(("binpack", 1.0),))
     for policy in POLICIES:
-        rows, _ = compared(ONE_GPU, jobs, (policy,))
+        rows, _ = compared(cluster, jobs, (policy,))
         assert 0.5 < rows[0]["bound_of_end"] <= 1
+
+
+def test_topology_takes_gpus_that_nvlink_joins() -> None:
+    """One GPU of the first pair is taken: two together are those of the second pair, which binpack does not see."""
+    node = Cluster((NodeKind(1, "A100", 4, 80 * GIB, nvlink=2),))
+    taken = {}
+    for policy in ("binpack", "topology"):
+        fleet = Fleet(node, policy)
+        first = fleet.find(HALF)
+        assert first is not None
+        fleet.take(*first)
+        pair = fleet.find(Shape(HALF.ask, 2))
+        assert pair is not None
+        taken[policy] = ([gpu for gpu, _, _ in first[1].slices], sorted(gpu for gpu, _, _ in pair[1].slices))
+    assert taken["topology"][1] in ([0, 1], [2, 3])
+    [alone] = taken["binpack"][0]
+    assert alone in taken["binpack"][1]
