@@ -11,6 +11,7 @@ from artefacts import archive
 
 from tests.harness import debian, wheels
 
+pytestmark = pytest.mark.timeout(300)  # the first run downloads a Python
 PACKAGES = (
     "python3.13-minimal", "libpython3.13-minimal", "libpython3.13-stdlib", "python3-cffi-backend", "libc6", "libffi8",
     "libexpat1", "zlib1g",

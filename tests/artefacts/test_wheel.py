@@ -12,6 +12,7 @@ from artefacts import archive, closure
 from tests.harness import bundle, images, leftovers, wheels
 from tests.harness.installed import Vgpu
 
+pytestmark = pytest.mark.timeout(300)  # the first run downloads what an environment needs
 ROOT = Path(__file__).parents[2]
 GIB = 1 << 30
 PARTS = {

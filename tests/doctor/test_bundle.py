@@ -132,6 +132,19 @@ def test_names_of_hosts_go_by_choice(prefix: Path, planted: Path) -> None:
     assert redact.Names(("web-17",)).hide("on web-17: web-17.x web-170") == "on host: host.x web-170"
 
 
+def test_a_fault_of_ours_in_one_source_leaves_the_others(
+    prefix: Path, planted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Host) -> tuple[()]:
+        raise ZeroDivisionError("x")
+
+    monkeypatch.setattr(sources.host_checks, "examine", broken)
+    host = Host(root=str(planted), config=f"{prefix}/etc/config.yaml", ask=False)
+    items = {item.name: item for item in sources.Collector(host, in_force(prefix), None).items()}
+    assert items["doctor"].note == "left out, by a fault of vgpu: ZeroDivisionError: x"
+    assert items["failures.jsonl"].data and items["policy.json"].data
+
+
 TEXTS = st.text(st.characters(codec="ascii", exclude_characters='"\\'), max_size=20)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | TEXTS,

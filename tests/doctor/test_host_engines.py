@@ -258,11 +258,11 @@ def test_a_hook_file_whose_program_is_gone(tree: Tree) -> None:
 def test_our_own_hook_file_after_vgpu_was_moved_away(tree: Tree) -> None:
     tree.program("usr/bin/python3.11", "")
     script = tree.write("opt/vgpu/lib/vgpu/python/vgpu_hook.py", "")
-    text = hooks_d.HookFile("prestart", "/usr/bin/python3.11", "/opt/vgpu").text()
-    tree.write("usr/share/containers/oci/hooks.d/vgpu-prestart.json", text)
+    ours = hooks_d.HookFile("poststop", "/usr/bin/python3.11", "/opt/vgpu")
+    tree.write(f"{hooks_d.FOLDER.lstrip('/')}/{ours.name}", ours.text())
     mended(tree.host, "hook files", "VGPU-ENG-004")
     script.unlink()
-    fault(tree.host, "hook files", "VGPU-ENG-004", "vgpu-prestart.json", "/opt/vgpu/lib/vgpu/python/vgpu_hook.py")
+    fault(tree.host, "hook files", "VGPU-ENG-004", ours.name, "/opt/vgpu/lib/vgpu/python/vgpu_hook.py")
     script.touch()  # installed again
     mended(tree.host, "hook files", "VGPU-ENG-004")
 

@@ -73,14 +73,12 @@ def made_by_an_engine(
 def test_the_nodes_of_other_gpus_are_gone(
     low_level: Path, stub_vgpu: Vgpu, host: Inventory, plain_tree: Path, tmp_path: Path, bound: bool, renamed: str
 ) -> None:
-    look = ["sh", "-c", "ls -d /dev/nvidia* /dev/other /srv/gpu 2>/dev/null; ls /usr/lib/vgpu"]
+    look = ["sh", "-c", "ls -d /dev/nvidia* /dev/other /srv/gpu /usr/lib/vgpu/quota 2>/dev/null; true"]
     with bundle.container(low_level, tmp_path / "b", plain_tree, look, annotations=ASKED) as box:
         made_by_an_engine(box, host, stub_vgpu, "all", bound=bound, renamed=renamed)
         result = box.run()
     assert result.code == 0, result
-    assert result.output.split() == [
-        "/dev/nvidia0", "/dev/nvidiactl", "libvgpu-driver.so", "libvgpu-nvml.so", "quota", "usage",
-    ]  # fmt: skip
+    assert result.output.split() == ["/dev/nvidia0", "/dev/nvidiactl", "/usr/lib/vgpu/quota"]
 
 
 def test_named_twice_it_is_one_slice(
@@ -134,4 +132,15 @@ def test_a_node_behind_a_link_of_the_image_is_not_taken_for_gone(
         made_by_an_engine(box, host, stub_vgpu, "all", renamed="/srv/gpu")
         result = box.create()
     assert result.code != 0  # a runtime that follows the link is refused by us, another refuses it itself
+    assert stub_vgpu.containers() == []
+
+
+def test_with_the_hooks_script_gone_nothing_starts(
+    low_level: Path, stub_vgpu: Vgpu, host: Inventory, plain_tree: Path, tmp_path: Path
+) -> None:
+    with bundle.container(low_level, tmp_path / "b", plain_tree, ["true"], annotations=ASKED) as box:
+        made_by_an_engine(box, host, stub_vgpu, "all")
+        box.config.write_text(box.config.read_text().replace("vgpu_hook.py", "removed.py"))
+        result = box.create()
+    assert result.code != 0
     assert stub_vgpu.containers() == []

@@ -57,8 +57,9 @@ def test_a_soft_container_uses_what_another_leaves_until_it_is_told_not_to(
         vgpu("set", box.id, "--burst", "soft")
         assert busy_percent(vgpu, 85, 101) > 85
         script = (
-            "cd /usr/lib/vgpu/gpu0; ls | wc -l; echo x > new && echo made; echo x >> ../share && echo own; for name in *; do"
-            " echo x > $name && echo written; rm $name && echo gone; ln $name /tmp/x && echo linked; done; echo done"
+            "cd /usr/lib/vgpu/gpu0; ls | wc -l; echo x > new && echo made; echo x >> ../share && echo own; "
+            "for name in *; do echo x > $name && echo written; rm $name && echo gone;"
+            " ln $name /tmp/x && echo linked; done; echo done"
         )
         seen = other.exec(["busybox", "sh", "-c", script]).stdout.split()
         assert seen == ["2", "own", "done"]

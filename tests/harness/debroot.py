@@ -51,20 +51,15 @@ class Root:
             raise RuntimeError(f"{' '.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}")
         return done
 
-    def files(self) -> dict[str, tuple[int, int]]:
-        """Path -> (mode, size) of all that is in the upper layer and not the package manager's own."""
+    def paths(self) -> dict[str, tuple[int, int]]:
+        """Path -> (mode, size; 0 of a folder) of all that the Debian below does not have, but for NOT_OURS."""
         upper, found = self.path.with_name("upper"), {}
-        for path in upper.rglob("*"):
-            name = str(path.relative_to(upper))
-            if not name.startswith(NOT_OURS) and not path.is_dir():
-                found[name] = (path.lstat().st_mode, path.lstat().st_size)
+        for folder, prefix in ((upper, ""), (self.path / "run", "run/")):
+            for path in folder.rglob("*"):
+                name, status = f"{prefix}{path.relative_to(folder)}", path.lstat()
+                if not name.startswith(NOT_OURS):
+                    found[name] = (status.st_mode, 0 if path.is_dir() else status.st_size)
         return found
-
-    def folders(self) -> set[str]:
-        """All folders that the root's own Debian does not have."""
-        upper = self.path.with_name("upper")
-        found = {str(path.relative_to(upper)) for path in upper.rglob("*") if path.is_dir()}
-        return {name for name in found if not name.startswith(NOT_OURS)}
 
 
 def base(suite: str) -> Path:
@@ -94,6 +89,8 @@ def opened(suite: str, folder: Path) -> Iterator[Root]:
     subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, f"{folder}/merged"], check=True)
     root = Root(folder / "merged")
     try:
+        # as on any host; and the locks of the accounts in it do not hold across an overlay
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", f"{folder}/merged/run"], check=True)
         if suite == MACHINE:
             root("apt-get", "install", "-q", "-y", "--no-install-recommends", *NEEDED, network=True)
         yield root

@@ -8,6 +8,7 @@ Nothing is installed; all of it lies below build/.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -56,10 +57,11 @@ def runtime(suite: str, name: str) -> Path:
 
 
 def version(program: Path) -> str:
-    """What a program says of itself: "26.1.5", "1.7.24"."""
+    """What a program says of itself: "26.1.5", "1.0.0-rc93"."""
     said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    words = said.replace(",", " ").replace("~", " ").replace("+", " ").split()
-    return next(word.lstrip("v") for word in words if word.lstrip("v")[:1].isdigit())
+    found = re.search(r"(?:^|\s)v?(\d[\d.]*(?:[~-]rc\d+)?)", said)
+    assert found is not None, said
+    return found[1].replace("~", "-")
 
 
 def _tree(suite: str, packages: Packages) -> Engine:

@@ -92,6 +92,7 @@ def test_a_disk_that_is_full_or_read_only_leaves_that_engines_file(host: Host) -
     assert done.returncode == 5 and "No space left" in done.stderr, done
 
 
+@pytest.mark.seeds("VGPU-CFG-010")
 def test_an_engine_that_is_not_there_is_left_out_and_none_at_all_is_told(host: Host) -> None:
     host.path = "/usr/bin:/bin:/usr/sbin:/sbin"
     (host.etc / "docker/daemon.json").unlink()
@@ -103,12 +104,16 @@ def test_an_engine_that_is_not_there_is_left_out_and_none_at_all_is_told(host: H
     assert "containerd: found, /etc/containerd/config.toml" in done.stdout
     assert "docker/daemon.json" not in host.files()
     assert host("--all", "--undo", setup=hidden).returncode == 0
-    (host.etc / "containerd/config.toml").unlink()
+    file = host.etc / "containerd/config.toml"
+    kept = file.read_text()
+    file.unlink()
     none = host("--all", setup=hidden)
     assert none.returncode == 5 and none.stderr.startswith(
         "vgpu: VGPU-CFG-010: none of docker, containerd, podman, crio"
     ), none
     assert host("--all", "--undo", setup=hidden).returncode == 0
+    file.write_text(kept)  # an engine whose file is there is one
+    assert host("--all", setup=hidden).returncode == 0
 
 
 def test_options_before_an_engines_name_are_not_lost_silently(host: Host) -> None:

@@ -91,6 +91,7 @@ def all_files(folder: Path) -> dict[str, str]:
     return {str(path): path.read_text() for path in folder.rglob("*") if path.is_file() and "prefix" not in path.parts}
 
 
+@pytest.mark.seeds("VGPU-CFG-009")
 def test_a_handler_that_an_imported_file_would_hide_is_not_written(prefix: Path, tmp_path: Path) -> None:
     """containerd 1.6: a table of the imported file replaces that of the same plugin."""
     path = importing(tmp_path)

@@ -205,7 +205,7 @@ def test_uninstall_takes_our_keys_out_of_the_engines_files_to_the_byte(host: Hos
         done = host(*command)
         assert done.returncode == 0, done
     named = {"docker": docker, "containerd": containerd, "podman": podman, "crio": crio, "cdi": spec}
-    named |= {f"{stage}-hook": hooks / f"vgpu-{stage}.json" for stage in ("prestart", "poststop")}
+    named |= {f"{stage}-hook": hooks / f"vgpu-{stage}.json" for stage in ("createRuntime", "poststop")}
     files = [word for name, path in named.items() for word in ("--engine-config", f"{name}={path}")]
     assert all(path.exists() for path in named.values())
     shown = host("uninstall", *files, "--dry-run")

@@ -66,8 +66,16 @@ class Collector:
 
     def items(self) -> list[Item]:
         """All files. They become text last, when it is known what has been removed anywhere."""
-        drafts = [*self._doctor(), *self._versions(), *self._policy(), *self._failures(), *self._ledger()]
-        drafts += [*self._audit(), *self._inventory(), *self._engines(), *self._kernel()]
+        drafts: list[Draft] = []
+        for source in (
+            self._doctor, self._versions, self._policy, self._failures, self._ledger, self._audit, self._inventory,
+            self._engines, self._kernel,
+        ):  # fmt: skip
+            try:
+                drafts += source()
+            except Exception as error:  # a fault of ours must not keep what else would tell of it
+                what = self.redactor.text(f"{type(error).__name__}: {error}")
+                drafts.append(Draft(source.__name__.lstrip("_"), note=f"left out, by a fault of vgpu: {what[:200]}"))
         return [self._finished(draft) for draft in drafts]
 
     def _finished(self, draft: Draft) -> Item:
