@@ -185,7 +185,7 @@ def programs(asked: Asked) -> Iterator[Result]:
     """What the image starts, or what was named."""
     words = asked.programs or tuple(program.started(asked.config))
     if not words:
-        raise CannotSee("its program", "the image names none; --program PATH names one")
+        raise CannotSee("what it starts", "the image names none; --program PATH names one")
     view = _view_or_none(asked)
     for word in words:
         yield from program.examine(asked.root, view, asked.config, word, asked.ours())
