@@ -30,7 +30,7 @@ demo: build
 	@PYTHONPATH=. $(PYTHON) packaging/demo.py
 
 test: build
-	$(PYTHON) -m pytest
+	$(PYTHON) -m tests
 
 lint: .venv/.bootstrapped
 	$(PYTHON) -m ruff check .

@@ -63,7 +63,7 @@ def _text(field: str, value: Any) -> str:
         return ", ".join(f"{name} {weight:g}" for name, weight in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(_quota(item) if isinstance(item, dict) else str(item) for item in value) or "none"
-    return output.size(value) if field.endswith("_bytes") else str(value)
+    return output.size(value) if field.endswith("_bytes") else str(value) or "none"
 
 
 def _quota(item: dict[str, Any]) -> str:

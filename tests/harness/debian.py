@@ -5,7 +5,10 @@ The archive's address is the one that this machine's apt has for Debian; apt che
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 DEBIAN = Path(__file__).resolve().parents[2] / "build" / "debian"
@@ -41,20 +44,34 @@ def apt(suite: str, section: str) -> list[str]:
         "Dir::Cache": folder / "cache", "APT::Sandbox::User": "root",
     }  # fmt: skip
     command = ["apt-get", "-q", *(part for name, value in options.items() for part in ("-o", f"{name}={value}"))]
-    if not any((folder / "lists").glob("*Packages*")):
-        _run([*command, "update"], f"Debian {suite} {section}")
+    with _alone():
+        if not any((folder / "lists").glob("*Packages*")):
+            _run([*command, "update"], f"Debian {suite} {section}")
     return command
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Two test runs may want the same at the same time."""
+    DEBIAN.mkdir(parents=True, exist_ok=True)
+    with open(DEBIAN / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def unpack(suite: str, section: str, packages: tuple[str, ...], folder: Path) -> None:
     """Packages of a suite as a tree in `folder`; none of their scripts run. Raises NotOffered."""
-    partial = folder.with_name(f".{folder.name}")
-    partial.mkdir(parents=True, exist_ok=True)
-    _run([*apt(suite, section), "download", *packages], f"{' '.join(packages)} of Debian {suite}", partial)
-    for package in sorted(partial.glob("*.deb")):
-        _run(["dpkg", "-x", str(package), str(partial)], package.name)
-        package.unlink()
-    partial.rename(folder)
+    command = apt(suite, section)
+    with _alone():
+        if folder.exists():
+            return  # by another run, while we waited
+        partial = folder.with_name(f".{folder.name}")
+        partial.mkdir(parents=True, exist_ok=True)
+        _run([*command, "download", *packages], f"{' '.join(packages)} of Debian {suite}", partial)
+        for package in sorted(partial.glob("*.deb")):
+            _run(["dpkg", "-x", str(package), str(partial)], package.name)
+            package.unlink()
+        partial.rename(folder)
 
 
 def _run(command: list[str], what: str, folder: Path | None = None) -> None:

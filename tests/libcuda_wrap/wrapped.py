@@ -88,7 +88,8 @@ class Box:
 
     def fresh(self, *slices: Slice, gpus: int = 2, memory_bytes: int = 80 * GIB, context_bytes: int = 0) -> None:
         """New GPUs, a new quota, nothing used."""
-        shutil.rmtree(self.folder / "sim", ignore_errors=True)
+        for name in ("sim", neighbours.FOLDER):  # neighbours of an earlier test as well
+            shutil.rmtree(self.folder / name, ignore_errors=True)
         create.create(self.folder / "sim", gpus, memory_bytes, context_bytes=context_bytes)
         self.slice(*slices)
 

@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -42,6 +42,21 @@ def library(policy: Policy) -> str:
     return ""
 
 
+@contextlib.contextmanager
+def _simulated(policy: Policy) -> Iterator[None]:
+    """Where the simulated driver looks for its GPUs, which it does when it starts; no child of ours shall find it."""
+    before = os.environ.get("VGPU_SIM_DIR")
+    if policy.simulate_gpus:
+        os.environ["VGPU_SIM_DIR"] = f"{policy.state_dir}/sim"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("VGPU_SIM_DIR", None)
+        else:
+            os.environ["VGPU_SIM_DIR"] = before
+
+
 @dataclass(frozen=True, slots=True)
 class GpuModes:
     """compute_mode: as nvmlComputeMode_t has it, 0 is the default."""
@@ -64,12 +79,11 @@ class Nvml:
         self._events: Any = None
         self._lost: set[int] = set()
         path = library(policy)
-        if policy.simulate_gpus:
-            os.environ["VGPU_SIM_DIR"] = f"{policy.state_dir}/sim"
         try:
-            if path:
-                ctypes.CDLL(path)
-            pynvml.nvmlInit()
+            with _simulated(policy):
+                if path:
+                    ctypes.CDLL(path)
+                pynvml.nvmlInit()
         except (OSError, pynvml.NVMLError) as error:
             raise _refused(error) from None
 
