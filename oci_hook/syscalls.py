@@ -26,6 +26,7 @@ _PRIVATE = 1 << 18
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 
+_ATTEMPTS = 1000  # a few microseconds each
 _TREE_CLONE = 0x1 | os.O_CLOEXEC
 _EMPTY_PATH = 0x1000
 
@@ -38,10 +39,19 @@ def _checked(result: int) -> int:
 
 
 def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
-    """A new fd. `resolve` is a sum of NO_XDEV, IN_ROOT, …; a path with a NUL raises ValueError."""
+    """A new fd. `resolve` is a sum of NO_XDEV, IN_ROOT, …; a path with a NUL raises ValueError.
+
+    The kernel gives up on a `..` below a root while anything is renamed or mounted anywhere (openat2(2), EAGAIN), as
+    other starts do all the time: then it is asked again.
+    """
     raw = os.fsencode(path)
     if b"\0" in raw:
         raise ValueError("a path holds a NUL")
+    for _ in range(_ATTEMPTS):
+        try:
+            return _checked(_LIB.vgs_openat2(directory, raw, flags | os.O_CLOEXEC, mode, resolve))
+        except BlockingIOError:
+            os.sched_yield()
     return _checked(_LIB.vgs_openat2(directory, raw, flags | os.O_CLOEXEC, mode, resolve))
 
 

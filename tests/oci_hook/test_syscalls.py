@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -42,6 +43,20 @@ def resolved(root: Path, path: str, resolve: int = INSIDE) -> str:
 @pytest.mark.parametrize("path", ["etc/hostname", "/etc/hostname", "absolute", "climbing", "../etc/hostname"])
 def test_every_way_ends_inside_the_root(root: Path, path: str) -> None:
     assert resolved(root, path) == "inside"
+
+
+def test_renames_elsewhere_on_the_machine_do_not_stand_in_the_way(root: Path, tmp_path: Path) -> None:
+    """The kernel gives up on `..` below a root while anything is renamed or mounted anywhere: that is no refusal."""
+    renames = "import os, sys; a, b = sys.argv[1:]; open(a, 'w').close()\nwhile True: os.rename(a, b); os.rename(b, a)"
+    command = [sys.executable, "-c", renames]
+    busy = [subprocess.Popen([*command, tmp_path / f"a{number}", tmp_path / f"b{number}"]) for number in range(2)]
+    try:
+        for _ in range(20_000):
+            assert resolved(root, "climbing") == "inside"
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 def test_what_leads_nowhere_inside_is_not_there(root: Path) -> None:
