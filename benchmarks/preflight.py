@@ -5,7 +5,7 @@ and state are taken in turn, in a new order each round. Results are printed and 
 
   cold        nothing of the image's files is in memory (their pages are dropped before)
   warm        they are: the second container of an image, also after days, on a machine with memory to spare
-  rehearsed   the fork that the shim leaves behind has asked already, while the runtime was at work (ARCHITECTURE.md);
+  rehearsed   the shim, which stays as the hook, has asked already, while the runtime was at work (ARCHITECTURE.md);
               what is left is to see that its answer still holds. This is what a start waits for.
 """
 
@@ -31,7 +31,8 @@ BRANCH = 535  # of NVIDIA's driver
 BARS_MS = {"cold": 30.0, "warm": 2.0, "rehearsed": 2.0}
 PACKAGES = ("libstdc++6", "libgcc-s1", "zlib1g", "libgomp1", "libssl3", "libibverbs1", "libnl-3-200", "librdmacm1")
 ONCE = """
-import os, sys, time
+import gc, os, sys, time
+gc.disable()  # as the hook's entry file does
 sys.path[:0] = sys.argv[1:3]
 from oci_hook import fastjson, hook, preflight, records, rootview, values
 from oci_hook.mountinfo import MountInfo
