@@ -16,7 +16,7 @@ from oci_hook.errors import VgpuError
 from runtime_config.policy_file import DEFAULT_PATH as DEFAULT_CONFIG
 from vgpu import __version__, cli_cdi, cli_doctor, cli_drop_in, cli_engines, cli_install, cli_placement
 from vgpu.monitor import commands as monitor
-from vgpu.options import Config, DryRun, Json, Prefix
+from vgpu.options import DOCKER_SOCKET, Config, DockerHost, DryRun, Json, Prefix
 
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -88,9 +88,7 @@ def configure_docker_command(
     prefix: Prefix = None,
     reload: Annotated[bool, typer.Option("--reload", help="Have dockerd read the file, and verify.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Ask dockerd whether it has the runtime.")] = False,
-    host: Annotated[
-        str, typer.Option("--host", "-H", envvar="DOCKER_HOST", help="Docker's socket.")
-    ] = "unix:///var/run/docker.sock",
+    host: DockerHost = DOCKER_SOCKET,
     force: Annotated[bool, typer.Option("--force", help="Undo although containers still need it.")] = False,
     json: Json = False,
 ) -> None:

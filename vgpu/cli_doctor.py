@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from runtime_config.policy_file import DEFAULT_PATH as DEFAULT_CONFIG
 from vgpu.doctor import commands
-from vgpu.options import Config, Json
+from vgpu.options import DOCKER_SOCKET, Config, DockerHost, Json
 
 LAST_FAILURE = "last-failure"
 
@@ -49,9 +49,7 @@ def doctor_command(
     code: Annotated[str | None, typer.Option("--code", help="Explain a code, as VGPU-DEP-003.")] = None,
     fix: Annotated[bool, typer.Option("--fix", help="Mend what is safe to mend.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --fix: only say what it would do.")] = False,
-    docker: Annotated[
-        str, typer.Option("--host", "-H", envvar="DOCKER_HOST", help="Docker's socket.")
-    ] = "unix:///var/run/docker.sock",
+    docker: DockerHost = DOCKER_SOCKET,
     offline: Annotated[bool, typer.Option("--offline", help="Start no program and ask no engine.")] = False,
     config: Config = DEFAULT_CONFIG,
     json: Json = False,

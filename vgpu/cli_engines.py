@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from runtime_config.policy_file import DEFAULT_PATH as DEFAULT_CONFIG
-from vgpu.options import DryRun, Json, Prefix
+from vgpu.options import DOCKER_SOCKET, DockerHost, DryRun, Json, Prefix
 
 
 def add_to(configure_app: typer.Typer) -> None:
@@ -24,9 +24,7 @@ def configure_command(
     prefix: Prefix = None,
     reload: Annotated[bool, typer.Option("--reload", help="Have dockerd read its file, and verify.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Ask each engine whether it has the runtime.")] = False,
-    host: Annotated[
-        str, typer.Option("--host", "-H", envvar="DOCKER_HOST", help="Docker's socket.")
-    ] = "unix:///var/run/docker.sock",
+    host: DockerHost = DOCKER_SOCKET,
     force: Annotated[bool, typer.Option("--force", help="Undo although containers still need it.")] = False,
     json: Json = False,
 ) -> None:

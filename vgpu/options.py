@@ -10,3 +10,6 @@ Config = Annotated[str, typer.Option("--config", envvar="VGPU_CONFIG", help="The
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the change as a diff; exit 2 if there is one.")]
 Prefix = Annotated[str | None, typer.Option("--prefix", help="Where vgpu is installed.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
+DockerHost = Annotated[str, typer.Option("--host", "-H", envvar="DOCKER_HOST", help="Docker's socket.")]
+
+DOCKER_SOCKET = "unix:///var/run/docker.sock"  # where it is by default

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from oci_hook.errors import HostError, VgpuError, shown
+from runtime_config import toml_text
 from runtime_config.engines import LAUNCHER_NAME, RUNTIME
 
 DEFAULT_PATH = "/etc/containerd/config.toml"
@@ -40,14 +41,6 @@ def _cannot(path: str, what: str, remedy: str) -> VgpuError:
     return HostError("VGPU-CFG-003", f"{path}: {what}", remedy=remedy)
 
 
-def _parse(text: str, path: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        remedy = "mend it, or name the right file with --config"
-        raise HostError("VGPU-CFG-001", f"{path}: not TOML: {error}", remedy=remedy) from None
-
-
 def _version(text: str, data: dict[str, Any], path: str) -> int:
     version = data.get("version", 1 if data else _NEW_VERSION)
     if type(version) is not int or version not in _PLUGINS:
@@ -70,7 +63,7 @@ def _table(data: dict[str, Any], *names: str, path: str) -> dict[str, Any]:
 
 def find(text: str, path: str = DEFAULT_PATH) -> Found:
     """Raises VGPU-CFG-001 (not TOML) or -003 (a handler `vgpu` that is not ours, or no table where one belongs)."""
-    data = _parse(text, path)
+    data = toml_text.parse(text, path)
     version = _version(text, data, path)
     cri = _table(data, "plugins", _PLUGINS[version], "containerd", path=path)
     default = cri.get(_DEFAULT_KEY)
@@ -97,7 +90,7 @@ def add(text: str, launcher: str, *, set_default: bool = False, path: str = DEFA
         raise _cannot(
             path, f"the runtime handler {RUNTIME} leads to {shown(found.launcher)}", "take it out first, with --undo"
         )
-    data = _parse(text, path)
+    data = toml_text.parse(text, path)
     line_end = "\r\n" if "\r\n" in text else "\n"
     new = text
     if found.launcher is None:
@@ -115,7 +108,7 @@ def add(text: str, launcher: str, *, set_default: bool = False, path: str = DEFA
 
 def imports(text: str, path: str = DEFAULT_PATH) -> tuple[str, ...]:
     """The patterns of the files that this one has containerd read too. Raises VGPU-CFG-001 (not TOML)."""
-    found = _parse(text, path).get("imports", [])
+    found = toml_text.parse(text, path).get("imports", [])
     return tuple(str(pattern) for pattern in found) if isinstance(found, list) else ()
 
 
@@ -133,7 +126,7 @@ def drop_in(text: str, dump: str, launcher: str, *, set_default: bool = False, p
 
 def handlers(text: str, path: str = DEFAULT_PATH) -> dict[str, Any]:
     """All runtime handlers, with their settings. Raises as `find`."""
-    data = _parse(text, path)
+    data = toml_text.parse(text, path)
     return _table(data, "plugins", _PLUGINS[_version(text, data, path)], "containerd", "runtimes", path=path)
 
 

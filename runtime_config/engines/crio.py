@@ -8,6 +8,7 @@ not start.
 from __future__ import annotations
 
 from oci_hook.errors import shown
+from runtime_config import toml_text
 from runtime_config.engines import RUNTIME, drop_in
 from runtime_config.engines.drop_in import Block, Found
 
@@ -18,7 +19,7 @@ _RUNC_ROOT = "/run/runc"  # where CRI-O looks for runc's state, which ours becom
 
 def find(text: str, path: str = DEFAULT_PATH) -> Found:
     """Raises VGPU-CFG-001 (not TOML) or -003 (a handler `vgpu` that is not ours, or no table where one belongs)."""
-    data = drop_in.parse(text, path)
+    data = toml_text.parse(text, path)
     runtime = drop_in.table(data, path, "crio", "runtime")
     launcher = None
     if RUNTIME in drop_in.table(data, path, "crio", "runtime", "runtimes"):

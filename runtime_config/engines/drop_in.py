@@ -29,15 +29,6 @@ def refuse(path: str, what: str, remedy: str) -> NoReturn:
     raise HostError("VGPU-CFG-003", f"{path}: {what}", remedy=remedy)
 
 
-def parse(text: str, path: str) -> dict[str, Any]:
-    """Raises VGPU-CFG-001."""
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        remedy = "mend it, or name another file with --config"
-        raise HostError("VGPU-CFG-001", f"{path}: not TOML: {error}", remedy=remedy) from None
-
-
 def table(data: Mapping[str, Any], path: str, *names: str) -> Mapping[str, Any]:
     """The table at that place, {} if there is none. Raises VGPU-CFG-003 for something else."""
     for number, name in enumerate(names):

@@ -7,6 +7,7 @@ all files are merged, so ours needs no other file's text. Source: containers.con
 from __future__ import annotations
 
 from oci_hook.errors import shown
+from runtime_config import toml_text
 from runtime_config.engines import RUNTIME, drop_in
 from runtime_config.engines.drop_in import Block, Found
 
@@ -16,7 +17,7 @@ _BLOCK = Block("podman")
 
 def find(text: str, path: str = DEFAULT_PATH) -> Found:
     """Raises VGPU-CFG-001 (not TOML) or -003 (a runtime `vgpu` that is not ours, or no table where one belongs)."""
-    data = drop_in.parse(text, path)
+    data = toml_text.parse(text, path)
     engine = drop_in.table(data, path, "engine")
     programs = drop_in.table(data, path, "engine", "runtimes").get(RUNTIME)
     launcher = None

@@ -15,7 +15,7 @@ from libcuda_wrap.sim import build as sim_build
 from libcuda_wrap.sim import create
 from libcuda_wrap.toolchain import PACKAGE, Toolchain
 from oci_hook import quota_file
-from tests.harness import debian, rootfs
+from tests.harness import debian, debian_roots, rootfs
 from tests.libcuda_wrap.wrapped import C_TESTS, GIB, part
 
 ROOT = Path(__file__).parents[2]
@@ -37,15 +37,12 @@ def arm64(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def unpacked(suite: str, packages: Sequence[str], name: str) -> Path:
-    """Packages of a suite's main section, kept below build/; a skip that says so where they cannot be had."""
-    folder = debian.DEBIAN / name
+def unpacked(suite: str, package: str) -> Path:
+    """A package of a suite, kept below build/; a skip that says so where it cannot be had."""
     try:
-        if not folder.exists():
-            debian.unpack(suite, "main", tuple(packages), folder)
+        return debian_roots.packages(suite, package)
     except debian.NotOffered as missing:
         pytest.skip(str(missing))
-    return folder
 
 
 def furnish(root: Path, libraries: Path, wrapper: Path, sim: Path, client: Path) -> None:
@@ -81,7 +78,7 @@ def built(needs_root: None) -> Path:
 def test_it_enforces_on_every_debian(built: Path, tmp_path: Path, suite: str) -> None:
     """Roots of that suite's glibc alone: what else an image has does not matter."""
     root = tmp_path / "root"
-    shutil.copytree(unpacked(suite, ["libc6"], f"libc6-{suite}"), root, symlinks=True)
+    shutil.copytree(unpacked(suite, "libc6"), root, symlinks=True)
     for name in ("lib", "lib64"):
         if not (root / name).exists():  # suites whose packages count on a merged /usr
             (root / name).symlink_to(f"usr/{name}")
@@ -111,7 +108,7 @@ def emulator() -> str:
 
 
 def arm64_system() -> Path:
-    return unpacked("bookworm", ["libc6-arm64-cross"], "libc6-arm64") / "usr/aarch64-linux-gnu"
+    return unpacked("bookworm", "libc6-arm64-cross") / "usr/aarch64-linux-gnu"
 
 
 def test_it_loads_and_fails_closed_on_arm64(arm64: Path, tmp_path: Path) -> None:
