@@ -23,9 +23,11 @@ from tests.libcuda_wrap.wrapped import (
     Box,
     Client,
     Start,
+    killed_at_random,
     ok,
     part,
     sharer,
+    starter,
     taken,
 )
 
@@ -244,3 +246,19 @@ def test_imported_memory_is_bound_where_it_is_mapped(box: Box, start: Start) -> 
     assert (box.used(), taken(box)) == (2 * SIZE, SIZE)
     ok(user, f"m_unbind {TEAM} 0 {SIZE}")
     assert box.used() == SIZE
+
+
+def test_processes_killed_while_they_bind_leave_nothing(plain_box: Box, driver: Path) -> None:
+    plain_box.fresh(part(0, GIB))
+    start = starter(plain_box, driver)
+    maker = start()
+    team(maker)
+    ok(maker, f"export {TEAM} {FD}", f"create {MEMORY} {SIZE}", f"map {AT} {SIZE} {MEMORY}")
+    turn = [f"import {TEAM} {maker.process.pid} {maker.ask(f'value {FD}')[1]}", f"map {AT} {SIZE} {TEAM}"]
+    turn += [f"create {MEMORY} {SIZE // 2}", f"m_bind {TEAM} {MEMORY} {SIZE // 2}", f"release {MEMORY}"]
+    turn += [f"m_unbind {TEAM} 0 {SIZE}", f"unmap {AT} {SIZE}", f"release {TEAM}"]
+    turn += [f"m_new {OTHER} 1 {SIZE} 1", f"m_add {OTHER} 0", f"create {MEMORY} {SIZE}"]
+    turn += [f"m_bind {OTHER} {MEMORY} {SIZE}", f"release {MEMORY}", f"export {OTHER} {FD}", f"release {OTHER}"]
+    killed_at_random(plain_box, start, turn)
+    ok(start(), f"alloc {PLAIN} 1")
+    assert (plain_box.used(), taken(plain_box)) == (2 * SIZE + 1, SIZE + 1)
