@@ -88,3 +88,16 @@ def test_the_length_of_c_functions_is_seen(tmp_path: Path) -> None:
     source = tmp_path / "a.c"
     source.write_text("int f(void)\n{\n" + "    f();\n" * 70 + "}\n\nint g(void)\n{\n}\n")
     assert function_lengths(source) == [("int f(void)", 73), ("int g(void)", 3)]
+
+
+def test_every_test_that_a_document_names_is_there() -> None:
+    """`test_file.py` and `test_file.py::test_name`: a promise whose test has gone is a promise no more."""
+    tests = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    missing = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in files()
+        if path.suffix == ".md"
+        for match in re.finditer(r"\b(test_\w+\.py)(?:::(test_\w+))?", path.read_text())
+        if match[1] not in tests or (match[2] and f"def {match[2]}(" not in tests[match[1]])
+    ]
+    assert missing == []
