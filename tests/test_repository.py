@@ -101,3 +101,19 @@ def test_every_test_that_a_document_names_is_there() -> None:
         if match[1] not in tests or (match[2] and f"def {match[2]}(" not in tests[match[1]])
     ]
     assert missing == []
+
+
+def test_every_page_is_in_the_list_of_pages() -> None:
+    index = (ROOT / "docs/README.md").read_text()
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"({page.name})" not in index] == ["README.md"]
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    broken = [
+        f"{path.relative_to(ROOT)}: {target}"
+        for path in files()
+        if path.suffix == ".md"
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", path.read_text())
+        if not (path.parent / target).exists()
+    ]
+    assert broken == []
