@@ -29,7 +29,7 @@ def main(policy_path: str) -> int:
     """The state on standard input. Returns the exit code; a refusal is one line on standard error."""
     os.umask(0o022)
     try:
-        settings = policy.load(policy_path)
+        settings = hook.load_policy(policy_path)
         raw = hook.read_state(0)
         state = hook.parse_state(raw, starting=True)
         if _is_ours_already(settings, state):
