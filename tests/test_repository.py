@@ -39,7 +39,9 @@ def files() -> list[Path]:
 def code() -> list[Path]:
     """What people read and write: no data, no generated code."""
     return [
-        path for path in files() if path.suffix in CODE and "generated" not in path.parts and path.name != "LICENSE"
+        path
+        for path in files()
+        if path.suffix in CODE and not {"generated", "corpus"} & set(path.parts) and path.name != "LICENSE"
     ]
 
 
