@@ -24,6 +24,7 @@ from oci_hook import (
     nvidia,
     placement,
     plan,
+    pods,
     policy,
     quota_file,
     request,
@@ -108,7 +109,7 @@ def _slice(call: Call) -> standby.Standby | None:
         _remember_early(call, error)
         raise
     annotations, env = bundle.annotations, bundle.env
-    if not request.mentioned(annotations, docker.labels, env):
+    if pods.is_sandbox(annotations) or not request.mentioned(annotations, docker.labels, env):
         return None
     try:
         settings = policy.load(call.policy)
