@@ -97,8 +97,8 @@ def test_a_hook_of_others_at_our_stage_comes_first(vgpu: Vgpu, low_level: Path, 
 
 @pytest.mark.parametrize("below", ["createRuntime"], indirect=True)
 def test_a_hook_of_others_after_ours_leaves_the_drivers_name_ours(below: Vgpu, c_tree: Path, tmp_path: Path) -> None:
-    """A runtime below ours adds it behind our back. What loads libcuda.so.1 is held; the file that came later has a name
-    of its own, and is not covered: docs/engines.md."""
+    """A runtime below ours adds it behind our back. What loads libcuda.so.1 is held; the file that came later has a
+    name of its own, and is not covered: docs/engines.md."""
     result = run(below, tmp_path, c_tree, lambda spec: None, *FILL)
     assert result.code == 0 and f"took {8 * GIB} bytes" in result.output, result
     assert f"ours: {LIBDIR}/libcuda.so.1\n" in result.output
