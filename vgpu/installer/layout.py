@@ -168,7 +168,13 @@ def own_home() -> Path | None:
 def own_prefix() -> str:
     """The prefix that this command belongs to, else the system's."""
     home = own_home()
-    return str(home.parents[1]) if home is not None and home.parent.name == "versions" else SYSTEM_PREFIX
+    return of_home(str(home)) if home is not None and home.parent.name == "versions" else SYSTEM_PREFIX
+
+
+def of_home(home: str) -> str:
+    """The prefix of a version's folder: what outlives the version names that. Another folder: itself."""
+    path = Path(home)
+    return str(path.parents[1]) if path.parent.name == "versions" else home
 
 
 def read(home: Path) -> Version:
