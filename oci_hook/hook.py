@@ -308,13 +308,28 @@ def main(argv: Sequence[str]) -> int:
 
 def _prestart(policy_path: str) -> int:
     try:
-        settings = policy.load(policy_path)
+        settings = load_policy(policy_path)
     except VgpuError as error:
         _say(error.line())
         return error.exit_code
     code, armed = answer(settings, read_state(0))
     tell(settings, armed)
     return code
+
+
+def load_policy(path: str) -> Policy:
+    """As policy.load. Before it refuses it reads the state on standard input, to keep whose start that was."""
+    try:
+        return policy.load(path)
+    except VgpuError as error:
+        from oci_hook import no_policy  # a start that works does not need it
+
+        try:
+            state = parse_state(read_state(0), starting=True)
+        except VgpuError:
+            raise error from None  # nobody's, and that there is no policy comes first
+        no_policy.keep(path, state.id, error, part="hook", bundle=state.bundle)
+        raise
 
 
 def answer(settings: Policy, raw: bytes, prepared: Prepared | None = None) -> tuple[int, Allocation | None]:

@@ -74,6 +74,8 @@ class Provider:
         return tuple(folder for folder in self.expanded(text).split(":") if folder.startswith("/")) if text else ()
 
     def expanded(self, text: str) -> str:
+        if "$" not in text:
+            return text
         origin = os.path.dirname(self.path)
         return text.replace("${ORIGIN}", origin).replace("$ORIGIN", origin)
 
@@ -181,20 +183,14 @@ class Image:
         return self.known[soname]
 
     def _search(self, soname: str, needs: Needs) -> Provider | None:
-        if "/" in soname:
-            paths = [soname]
-        else:
-            named = (f"{folder}/{soname}" for folder in (*needs.first, *self.library_path, *needs.runpath))
-            usual = (f"{folder}/{soname}" for folder in (self.libdir, *self.folders))
-            paths = [*named, *self.cache.get(soname, ()), *usual]
-        self.lookups += len(paths)
-        if self.lookups > _MAX_LOOKUPS:
-            raise ImageError(
-                "VGPU-IMG-005",
-                f"the image's libraries name so many folders that a search takes more than {_MAX_LOOKUPS} steps",
-                remedy=f"shorten the RUNPATH of {shown(needs.who, 256)}, or LD_LIBRARY_PATH",
-            )
-        for path in paths:
+        for path in self._paths(soname, needs):
+            self.lookups += 1
+            if self.lookups > _MAX_LOOKUPS:
+                raise ImageError(
+                    "VGPU-IMG-005",
+                    f"the image's libraries name so many folders that a search takes more than {_MAX_LOOKUPS} steps",
+                    remedy=f"shorten the RUNPATH of {shown(needs.who, 256)}, or LD_LIBRARY_PATH",
+                )
             try:
                 found = self.root.elf(path)
             except ElfError as error:
@@ -205,6 +201,18 @@ class Image:
             if found:
                 self.refused.setdefault(soname, _for_other(path, found))
         return None
+
+    def _paths(self, soname: str, needs: Needs) -> Iterator[str]:
+        """Where the loader looks for it, in its order. Mostly it ends after one or two."""
+        if "/" in soname:
+            yield soname
+            return
+        for folders in (needs.first, self.library_path, needs.runpath):
+            for folder in folders:
+                yield f"{folder}/{soname}"
+        yield from self.cache.get(soname, ())
+        for folder in (self.libdir, *self.folders):
+            yield f"{folder}/{soname}"
 
 
 def check(
@@ -313,8 +321,8 @@ def _folders_searched(image: Image) -> Iterator[str]:
 def copies(image: Image) -> tuple[Copy, ...]:
     """Every path at which a loader could find the driver's libraries: a mount covers one name of a file, not all."""
     found: dict[str, str] = {}  # path -> name that a program asks for
-    for folder in _with_hwcaps(image.root, _folders_searched(image)):
-        found.update((f"{folder}/{name}", name) for name in image.root.names(folder) if name.startswith(_STARTS))
+    for folder, names in _with_hwcaps(image.root, _folders_searched(image)):
+        found.update((f"{folder}/{name}", name) for name in names if name.startswith(_STARTS))
     for soname, paths in image.cache.items():
         if soname.startswith(_STARTS):
             found.update((path, soname) for path in paths)
@@ -331,14 +339,17 @@ def copies(image: Image) -> tuple[Copy, ...]:
     )
 
 
-def _with_hwcaps(root: Root, folders: Iterator[str]) -> Iterator[str]:
-    """Each folder once, and its subfolders for some processors, which the loader prefers."""
+def _with_hwcaps(root: Root, folders: Iterator[str]) -> Iterator[tuple[str, Sequence[str]]]:
+    """Each folder once, with the names in it, and its subfolders for some processors, which the loader prefers."""
     seen: set[tuple[int, int]] = set()
-    for folder in folders:
+    for folder in dict.fromkeys(folders):
         identity = root.identity(folder)
         if identity is None or identity in seen:
             continue
         seen.add(identity)
-        yield folder
-        yield from (f"{folder}/glibc-hwcaps/{name}" for name in root.names(f"{folder}/glibc-hwcaps"))
-        yield from (f"{folder}/{name}" for name in _HWCAPS)
+        names = root.names(folder)
+        yield folder, names
+        below = [f"{folder}/{name}" for name in _HWCAPS if name in names]
+        if "glibc-hwcaps" in names:
+            below += (f"{folder}/glibc-hwcaps/{name}" for name in root.names(f"{folder}/glibc-hwcaps"))
+        yield from ((path, root.names(path)) for path in below)

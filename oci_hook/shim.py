@@ -24,6 +24,7 @@ from oci_hook import (
     nvidia,
     placement,
     plan,
+    pods,
     policy,
     quota_file,
     request,
@@ -108,9 +109,13 @@ def _slice(call: Call) -> standby.Standby | None:
         _remember_early(call, error)
         raise
     annotations, env = bundle.annotations, bundle.env
-    if not request.mentioned(annotations, docker.labels, env):
+    if pods.is_sandbox(annotations) or not request.mentioned(annotations, docker.labels, env):
         return None
-    settings = policy.load(call.policy)
+    try:
+        settings = policy.load(call.policy)
+    except VgpuError as error:
+        _remember_without_policy(call, error, docker)
+        raise
     try:
         asked = request.parse(annotations, docker.labels, env, settings.sources)
         if asked is None:
@@ -273,11 +278,19 @@ def _remember(call: Call, settings: Policy, error: VgpuError, docker: Docker = _
 
 
 def _remember_early(call: Call, error: VgpuError) -> None:
-    """Of a container of which it is not known yet what it asks for. Without a policy there is no place to keep it."""
+    """Of a container of which it is not known yet what it asks for."""
     try:
-        _remember(call, policy.load(call.policy), error)
+        settings = policy.load(call.policy)
     except VgpuError:
-        return
+        _remember_without_policy(call, error)
+    else:
+        _remember(call, settings, error)
+
+
+def _remember_without_policy(call: Call, error: VgpuError, docker: Docker = _NO_DOCKER) -> None:
+    from oci_hook import no_policy  # a start that works does not need it
+
+    no_policy.keep(call.policy, call.id, error, **_facts(call, docker))
 
 
 def _facts(call: Call, docker: Docker = _NO_DOCKER) -> dict[str, str]:

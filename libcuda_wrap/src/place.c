@@ -69,12 +69,14 @@ void vgw_real_more(void *library)
     FIND(cuMemFree_v2);
     FIND(cuMemGetAddressRange_v2);
     FIND(cuMemGetAllocationPropertiesFromHandle);
+    FIND(cuMemPoolDestroy);
     FIND(cuMemPoolGetAttribute);
     FIND(cuMemPoolTrimTo);
     FIND(cuMemRelease);
     FIND(cuMemUnmap);
     FIND(cuMipmappedArrayDestroy);
     FIND(cuModuleUnload);
+    FIND(cuPointerGetAttribute);
     FIND(cuStreamGetCtx);
     FIND(cuStreamIsCapturing);
     FIND(cuStreamQuery);

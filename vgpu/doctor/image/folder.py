@@ -73,7 +73,7 @@ class Folder(RootView):
 
     def _listed(self, folder: str) -> tuple[list[tuple[str, int]], list[str]]:
         """Regular files with their inode, and folders; both sorted."""
-        found = self.find(folder, os.O_NOFOLLOW | os.O_DIRECTORY)
+        found = self.find(folder, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY)
         if found is None:
             return [], []
         try:

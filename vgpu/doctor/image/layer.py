@@ -242,6 +242,6 @@ def _facts(head: bytes, content: IO[bytes], size: int) -> elf.Elf | str:
             return whole.read(amount)
 
         try:
-            return elf.parse(at)
+            return elf.parse(at, build_id=False)
         except elf.ElfError as error:
             return str(error)
