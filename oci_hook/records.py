@@ -313,6 +313,16 @@ class Mount:
 
 
 @dataclass(frozen=True)
+class Start:
+    """How the container's process is started, as far as it tells a loader where to look. env: "NAME=value". cwd: its
+    working folder. program: the first word of its command, "" if there is none."""
+
+    env: tuple[str, ...] = ()
+    cwd: str = "/"
+    program: str = ""
+
+
+@dataclass(frozen=True)
 class Plan:
     """plan.json: all that the hook does for one container. libraries: what preflight must find loadable.
 

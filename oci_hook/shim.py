@@ -155,6 +155,7 @@ def _give(
     if not os.access(call.runtime, os.X_OK):
         gone = f"{call.runtime} cannot be started: it is missing or must not be executed"
         raise HostError("VGPU-HOST-004", gone, remedy="install it, or name another in launcher.conf")
+    start = bundle.start
     have = inventory_now(settings)
     placed, mounts = grant(settings, call.id, docker, asked, have, creator)
     try:
@@ -169,7 +170,7 @@ def _give(
     except BaseException:
         _take_back(settings, call.id, creator, "the bundle cannot be edited")
         raise
-    return standby.Standby(settings, call.id, creator, mounts, (bundle.root, bundle.env, bundle.cwd))
+    return standby.Standby(settings, call.id, creator, mounts, (bundle.root, start))
 
 
 def grant(
