@@ -219,14 +219,15 @@ def sharer(box: Box, driver: Path) -> Path:
     return program
 
 
-def starter(box: Box, driver: Path) -> Start:
+def starter(box: Box, driver: Path, **environment: str) -> Start:
     """Starts sharers, each with a context."""
     program = sharer(box, driver)
 
     def start() -> Client:
         pipe = subprocess.PIPE
         process = subprocess.Popen(
-            [program], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=box.environment()
+            [program], stdin=pipe, stdout=pipe, stderr=pipe, text=True,
+            env={**box.environment(), **environment},
         )  # fmt: skip
         box.clients.append(Client(process))
         return box.clients[-1].ready()
