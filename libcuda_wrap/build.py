@@ -43,6 +43,7 @@ CUDA = Wrapper(
         "poolshare.c",
         "array.c",
         "vmm.c",
+        "multicast.c",
         "context.c",
         "green.c",
         "overhead.c",

@@ -888,40 +888,36 @@ VGW_EXPORT CUresult cuModuleUnload(CUmodule hmod)
 VGW_EXPORT CUresult cuMulticastAddDevice(CUmemGenericAllocationHandle mcHandle, CUdevice dev);
 VGW_EXPORT CUresult cuMulticastAddDevice(CUmemGenericAllocationHandle mcHandle, CUdevice dev)
 {
-    (void)mcHandle;
-    (void)dev;
-    return vgw_refuse();
+    vgw_fn_multicast_add_device *real = (vgw_fn_multicast_add_device *)vgw_real(VGW_AT_cuMulticastAddDevice);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_multicast_add_device(real, mcHandle, dev);
 }
 
 VGW_EXPORT CUresult cuMulticastBindAddr(CUmemGenericAllocationHandle mcHandle, size_t mcOffset, CUdeviceptr memptr, size_t size, unsigned long long flags);
 VGW_EXPORT CUresult cuMulticastBindAddr(CUmemGenericAllocationHandle mcHandle, size_t mcOffset, CUdeviceptr memptr, size_t size, unsigned long long flags)
 {
-    (void)mcHandle;
-    (void)mcOffset;
-    (void)memptr;
-    (void)size;
-    (void)flags;
-    return vgw_refuse();
+    vgw_fn_multicast_bind_addr *real = (vgw_fn_multicast_bind_addr *)vgw_real(VGW_AT_cuMulticastBindAddr);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_multicast_bind_addr(real, mcHandle, mcOffset, memptr, size, flags);
 }
 
 VGW_EXPORT CUresult cuMulticastBindMem(CUmemGenericAllocationHandle mcHandle, size_t mcOffset, CUmemGenericAllocationHandle memHandle, size_t memOffset, size_t size, unsigned long long flags);
 VGW_EXPORT CUresult cuMulticastBindMem(CUmemGenericAllocationHandle mcHandle, size_t mcOffset, CUmemGenericAllocationHandle memHandle, size_t memOffset, size_t size, unsigned long long flags)
 {
-    (void)mcHandle;
-    (void)mcOffset;
-    (void)memHandle;
-    (void)memOffset;
-    (void)size;
-    (void)flags;
-    return vgw_refuse();
+    vgw_fn_multicast_bind_mem *real = (vgw_fn_multicast_bind_mem *)vgw_real(VGW_AT_cuMulticastBindMem);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_multicast_bind_mem(real, mcHandle, mcOffset, memHandle, memOffset, size, flags);
 }
 
 VGW_EXPORT CUresult cuMulticastCreate(CUmemGenericAllocationHandle *mcHandle, const CUmulticastObjectProp *prop);
 VGW_EXPORT CUresult cuMulticastCreate(CUmemGenericAllocationHandle *mcHandle, const CUmulticastObjectProp *prop)
 {
-    (void)mcHandle;
-    (void)prop;
-    return vgw_refuse();
+    vgw_fn_multicast_create *real = (vgw_fn_multicast_create *)vgw_real(VGW_AT_cuMulticastCreate);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_multicast_create(real, mcHandle, prop);
+}
+
+VGW_EXPORT CUresult cuMulticastUnbind(CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, size_t size);
+VGW_EXPORT CUresult cuMulticastUnbind(CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, size_t size)
+{
+    vgw_fn_multicast_unbind *real = (vgw_fn_multicast_unbind *)vgw_real(VGW_AT_cuMulticastUnbind);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_multicast_unbind(real, mcHandle, dev, mcOffset, size);
 }
 
 VGW_EXPORT CUresult cuStreamSynchronize(CUstream hStream);
@@ -1068,6 +1064,7 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuMulticastBindAddr", (void *)cuMulticastBindAddr},
     {"cuMulticastBindMem", (void *)cuMulticastBindMem},
     {"cuMulticastCreate", (void *)cuMulticastCreate},
+    {"cuMulticastUnbind", (void *)cuMulticastUnbind},
     {"cuStreamSynchronize", (void *)cuStreamSynchronize},
     {"cuStreamSynchronize_ptsz", (void *)cuStreamSynchronize_ptsz},
 };

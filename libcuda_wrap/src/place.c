@@ -13,6 +13,7 @@
 #include "vgw_pool.h"
 #include "vgw_region.h"
 #include "vgw_table.h"
+#include "vgw_vmm.h"
 
 struct vgw_driver vgw_driver;
 int vgw_only_gpu = -1;
@@ -28,6 +29,7 @@ static void forked(void)
     pthread_mutex_init(&finding, NULL);
     vgw_table_forked();
     vgw_pools_forked();
+    vgw_multicast_forked();
     vgw_overhead_forked();
     vgw_late_forked();
     vgw_measure_forked();
