@@ -16,7 +16,9 @@ def test_what_nfpm_refuses_is_told_and_makes_nothing(tmp_path: Path) -> None:
     twice = tree / "usr/bin/vgpu"  # the link of that name comes from the settings
     twice.parent.mkdir(parents=True)
     twice.write_text("#!/bin/sh\n")
-    with pytest.raises(HostError, match="nfpm makes no deb: ERROR Adding symlink at destination /usr/bin/vgpu") as caught:
+    with pytest.raises(
+        HostError, match="nfpm makes no deb: ERROR Adding symlink at destination /usr/bin/vgpu"
+    ) as caught:
         build.make(tree, "deb", "0.1.0", out)
     assert (caught.value.code, caught.value.remedy) == ("VGPU-PKG-002", "mend what it names")
     assert list(out.iterdir()) == []
