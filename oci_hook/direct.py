@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import stat
 
-from oci_hook import audit, hook, ledger, pods, policy, request, rootless, shim
+from oci_hook import audit, hook, ledger, pods, policy, request, shim
 from oci_hook.bundle import Bundle, Docker
 from oci_hook.errors import PlacementError, RequestError, VgpuError
 from oci_hook.records import DeviceFile
@@ -36,9 +36,8 @@ def main(policy_path: str) -> int:
         if _is_ours_already(settings, state) or not _place(settings, state):
             return 0
     except VgpuError as error:
-        told = rootless.explained(error)
-        os.write(2, told.line().encode("utf-8", "backslashreplace") + b"\n")
-        return told.exit_code
+        os.write(2, error.line().encode("utf-8", "backslashreplace") + b"\n")
+        return error.exit_code
     code, armed = hook.answer(settings, raw)
     hook.tell(settings, armed)
     return code

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 
-from oci_hook import elf
+from oci_hook import elf, programs
 from oci_hook.elf import Elf, ElfError
 from oci_hook.errors import ImageError, shown
-from oci_hook.records import Library
+from oci_hook.records import Library, Start
 from oci_hook.values import TYPE_CHECKING, dataclass
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
         def names(self, folder: str) -> Sequence[str]: ...
         def identity(self, path: str) -> tuple[int, int] | None: ...
         def loader_cache(self, machine: int) -> dict[str, tuple[str, ...]]: ...
+        def head(self, path: str, size: int) -> bytes | None: ...
+        def is_program(self, path: str) -> bool: ...
+        def real(self, path: str) -> str: ...
 
 
 MACHINES = {"x86_64": elf.X86_64, "aarch64": elf.AARCH64}
@@ -215,24 +218,22 @@ class Image:
             yield f"{folder}/{soname}"
 
 
-def check(
-    root: Root, libraries: Sequence[Library], mounted: Sequence[str], env: Sequence[str], cwd: str, machine: str
-) -> Found:
+def check(root: Root, libraries: Sequence[Library], mounted: Sequence[str], start: Start, machine: str) -> Found:
     """Raises ImageError for the first problem, and says how many more there are.
 
-    libraries: what must be loadable. mounted: further names that will be there (our box). env, cwd: of the container's
-    process, for LD_LIBRARY_PATH. machine: of the host, as os.uname() says it.
+    libraries: what must be loadable. mounted: further names that will be there (our box). start: for LD_LIBRARY_PATH
+    and the program's own RUNPATH. machine: of the host, as os.uname() says it.
     """
     if machine not in MACHINES:
         raise no_driver_for(machine)
-    image = Image(root, MACHINES[machine], library_path(env, cwd))
+    image = Image(root, MACHINES[machine], library_path(start.env, start.cwd))
     ours = {library.soname for library in libraries} | set(mounted)
     found = list(problems(image, map(of_driver, libraries), ours))
     if found:
         first, more = found[0], len(found) - 1
         text = first.text + (f" (and {more} more)" if more else "")
         raise ImageError(first.code, text, remedy=first.remedy)
-    return Found(image.libdir, copies(image))
+    return Found(image.libdir, copies(image, own_folders(root, start)))
 
 
 def no_driver_for(machine: str) -> ImageError:
@@ -310,7 +311,17 @@ def library_path(env: Sequence[str], cwd: str) -> list[str]:
     return found
 
 
-def _folders_searched(image: Image) -> Iterator[str]:
+def own_folders(root: Root, start: Start) -> tuple[str, ...]:
+    """Where the container's own program looks, by its RPATH or RUNPATH, for what it loads itself."""
+    found = programs.loaded(root, start)
+    if found is None or not (found[1].rpath or found[1].runpath):
+        return ()
+    provider = Provider(root.real(found[0]), found[1])
+    return provider.runpath() or provider.rpath()
+
+
+def _folders_searched(image: Image, own: Sequence[str]) -> Iterator[str]:
+    yield from own
     yield from image.library_path
     yield from (image.libdir, *image.folders, "/usr/lib/wsl/lib")
     for name in image.root.names("/usr/local"):
@@ -318,10 +329,13 @@ def _folders_searched(image: Image) -> Iterator[str]:
             yield f"/usr/local/{name}/compat"
 
 
-def copies(image: Image) -> tuple[Copy, ...]:
-    """Every path at which a loader could find the driver's libraries: a mount covers one name of a file, not all."""
+def copies(image: Image, own: Sequence[str] = ()) -> tuple[Copy, ...]:
+    """Every path at which a loader could find the driver's libraries: a mount covers one name of a file, not all.
+
+    own: further folders, in which the container's own program looks.
+    """
     found: dict[str, str] = {}  # path -> name that a program asks for
-    for folder, names in _with_hwcaps(image.root, _folders_searched(image)):
+    for folder, names in _with_hwcaps(image.root, _folders_searched(image, own)):
         found.update((f"{folder}/{name}", name) for name in names if name.startswith(_STARTS))
     for soname, paths in image.cache.items():
         if soname.startswith(_STARTS):

@@ -133,6 +133,37 @@ class RootView:
         finally:
             os.close(found)
 
+    def head(self, path: str, size: int) -> bytes | None:
+        """The first bytes of a regular file, None if there is none."""
+        descriptor = self.open_file(path)
+        if descriptor is None:
+            return None
+        try:
+            return os.pread(descriptor, size, 0)
+        finally:
+            os.close(descriptor)
+
+    def is_program(self, path: str) -> bool:
+        """Whether it is a regular file that somebody may execute."""
+        found = self.find(path)
+        if found is None:
+            return False
+        try:
+            mode = os.fstat(found).st_mode
+            return stat.S_ISREG(mode) and mode & 0o111 != 0
+        finally:
+            os.close(found)
+
+    def real(self, path: str) -> str:
+        """The path without links of what it leads to; "" if that is nothing."""
+        found = self.find(path)
+        if found is None:
+            return ""
+        try:
+            return os.readlink(f"/proc/self/fd/{found}").removeprefix(self.prefix) or "/"
+        finally:
+            os.close(found)
+
     def loader_cache(self, machine: int) -> dict[str, tuple[str, ...]]:
         """/etc/ld.so.cache as ldcache.parse gives it; empty if there is none, or none that glibc would use."""
         return ldcache.read(self.read("/etc/ld.so.cache", ldcache.MAX_BYTES), machine)

@@ -72,11 +72,8 @@ def main(argv: Sequence[str]) -> int:
         given = _slice(call)
         code = 0
     except VgpuError as error:
-        from oci_hook import rootless  # a start that works does not need it
-
-        told = rootless.explained(error)
-        _tell(call, told.line())
-        code = told.exit_code
+        _tell(call, error.line())
+        code = error.exit_code
     except Exception as error:
         _tell(
             call,
@@ -158,6 +155,7 @@ def _give(
     if not os.access(call.runtime, os.X_OK):
         gone = f"{call.runtime} cannot be started: it is missing or must not be executed"
         raise HostError("VGPU-HOST-004", gone, remedy="install it, or name another in launcher.conf")
+    start = bundle.start
     have = inventory_now(settings)
     placed, mounts = grant(settings, call.id, docker, asked, have, creator)
     try:
@@ -172,7 +170,7 @@ def _give(
     except BaseException:
         _take_back(settings, call.id, creator, "the bundle cannot be edited")
         raise
-    return standby.Standby(settings, call.id, creator, mounts, (bundle.root, bundle.env, bundle.cwd))
+    return standby.Standby(settings, call.id, creator, mounts, (bundle.root, start))
 
 
 def grant(
@@ -298,7 +296,12 @@ def _facts(call: Call, docker: Docker = _NO_DOCKER) -> dict[str, str]:
 
 
 def inventory_now(settings: Policy) -> Inventory:
-    """The host's inventory; a missing or stale one is made anew by the operator's command, once."""
+    """The host's inventory; a missing or stale one is made anew by the operator's command, once. For a user, what was
+    granted of it; raises HostError VGPU-HOST-012 if nothing was."""
+    if settings.grant is not None:
+        from oci_hook import rootless
+
+        return rootless.inventory_now(settings, settings.grant)
     try:
         return inventory.load(settings)
     except HostError as error:

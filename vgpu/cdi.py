@@ -75,7 +75,7 @@ def _inventory(policy: Policy, *, refresh: bool) -> Inventory:
     from vgpu.inventory import scan
 
     try:
-        return inventory.load(policy)
+        return inventory.of_host(policy)
     except HostError as error:
         if error.code != "VGPU-HOST-002" or not refresh:
             raise

@@ -10,7 +10,17 @@ from typer.main import get_command
 # heading -> commands; one that is named nowhere comes first, under "Commands"
 GROUPS = {
     "What runs": ("ps", "top", "explain", "why", "set"),
-    "This host": ("doctor", "inventory", "config", "cordon", "uncordon", "reserve", "unreserve", "reservations"),
+    "This host": (
+        "doctor",
+        "inventory",
+        "config",
+        "cordon",
+        "uncordon",
+        "reserve",
+        "unreserve",
+        "reservations",
+        "grant",
+    ),
     "Engines": ("configure", "cdi"),
     "Records and services": ("audit", "bill", "monitor", "exporter"),
     "Installation": ("install", "upgrade", "rollback", "uninstall", "versions", "version"),
@@ -42,6 +52,7 @@ EXAMPLES = {
     "explain": ("vgpu explain web --since 2h",),
     "export": ("vgpu export --as hami",),
     "exporter": ("vgpu exporter --listen 0.0.0.0:9411",),
+    "grant": ("vgpu grant ada --memory 16GiB --cores 30 --count 2", "vgpu grant ada --revoke", "vgpu grant --list"),
     "install": ("vgpu install --prefix /opt/vgpu", "vgpu install --simulate-gpus 2 --simulate-memory 24GiB"),
     "inventory": ("vgpu inventory --refresh",),
     "monitor": ("vgpu monitor --interval 5 --history 64MiB --allowance 64MiB",),

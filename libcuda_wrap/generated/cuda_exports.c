@@ -128,6 +128,13 @@ VGW_EXPORT CUresult cuDeviceGetCount(int *count)
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_device_get_count(real, count);
 }
 
+VGW_EXPORT CUresult cuDeviceGetDevResource(CUdevice device, CUdevResource *resource, CUdevResourceType type);
+VGW_EXPORT CUresult cuDeviceGetDevResource(CUdevice device, CUdevResource *resource, CUdevResourceType type)
+{
+    vgw_fn_device_resource *real = (vgw_fn_device_resource *)vgw_real(VGW_AT_cuDeviceGetDevResource);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_device_resource(real, device, resource, type);
+}
+
 VGW_EXPORT CUresult cuDeviceGraphMemTrim(CUdevice device);
 VGW_EXPORT CUresult cuDeviceGraphMemTrim(CUdevice device)
 {
@@ -268,6 +275,20 @@ VGW_EXPORT CUresult cuGraphLaunch_ptsz(CUgraphExec hGraphExec, CUstream hStream)
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_graph_launch(real, hGraphExec, hStream);
 }
 
+VGW_EXPORT CUresult cuGreenCtxCreate(CUgreenCtx *phCtx, CUdevResourceDesc desc, CUdevice dev, unsigned int flags);
+VGW_EXPORT CUresult cuGreenCtxCreate(CUgreenCtx *phCtx, CUdevResourceDesc desc, CUdevice dev, unsigned int flags)
+{
+    vgw_fn_green_create *real = (vgw_fn_green_create *)vgw_real(VGW_AT_cuGreenCtxCreate);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_green_create(real, phCtx, desc, dev, flags);
+}
+
+VGW_EXPORT CUresult cuGreenCtxDestroy(CUgreenCtx hCtx);
+VGW_EXPORT CUresult cuGreenCtxDestroy(CUgreenCtx hCtx)
+{
+    vgw_fn_green_destroy *real = (vgw_fn_green_destroy *)vgw_real(VGW_AT_cuGreenCtxDestroy);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_green_destroy(real, hCtx);
+}
+
 VGW_EXPORT CUresult cuImportExternalMemory(CUexternalMemory *extMem_out, const CUDA_EXTERNAL_MEMORY_HANDLE_DESC *memHandleDesc);
 VGW_EXPORT CUresult cuImportExternalMemory(CUexternalMemory *extMem_out, const CUDA_EXTERNAL_MEMORY_HANDLE_DESC *memHandleDesc)
 {
@@ -301,6 +322,13 @@ VGW_EXPORT CUresult cuIpcOpenMemHandle_v2(CUdeviceptr *pdptr, CUipcMemHandle han
 {
     vgw_fn_ipc_open *real = (vgw_fn_ipc_open *)vgw_real(VGW_AT_cuIpcOpenMemHandle_v2);
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_ipc_open(real, pdptr, handle, Flags);
+}
+
+VGW_EXPORT CUresult cuKernelGetFunction(CUfunction *pFunc, CUkernel kernel);
+VGW_EXPORT CUresult cuKernelGetFunction(CUfunction *pFunc, CUkernel kernel)
+{
+    vgw_fn_kernel_get_function *real = (vgw_fn_kernel_get_function *)vgw_real(VGW_AT_cuKernelGetFunction);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_kernel_get_function(real, pFunc, kernel);
 }
 
 VGW_EXPORT CUresult cuLaunch(CUfunction f);
@@ -371,6 +399,20 @@ VGW_EXPORT CUresult cuLaunchKernel_ptsz(CUfunction f, unsigned int gridDimX, uns
 {
     vgw_fn_launch_kernel *real = (vgw_fn_launch_kernel *)vgw_real(VGW_AT_cuLaunchKernel_ptsz);
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_launch_kernel(real, f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes, hStream, kernelParams, extra);
+}
+
+VGW_EXPORT CUresult cuLibraryGetGlobal(CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name);
+VGW_EXPORT CUresult cuLibraryGetGlobal(CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name)
+{
+    vgw_fn_library_get_global *real = (vgw_fn_library_get_global *)vgw_real(VGW_AT_cuLibraryGetGlobal);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_library_get_global(real, dptr, bytes, library, name);
+}
+
+VGW_EXPORT CUresult cuLibraryGetModule(CUmodule *pMod, CUlibrary library);
+VGW_EXPORT CUresult cuLibraryGetModule(CUmodule *pMod, CUlibrary library)
+{
+    vgw_fn_library_get_module *real = (vgw_fn_library_get_module *)vgw_real(VGW_AT_cuLibraryGetModule);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_library_get_module(real, pMod, library);
 }
 
 VGW_EXPORT CUresult cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_option *jitOptions, void **jitOptionsValues, unsigned int numJitOptions, CUlibraryOption *libraryOptions, void **libraryOptionValues, unsigned int numLibraryOptions);
@@ -801,6 +843,13 @@ VGW_EXPORT CUresult cuMipmappedArrayDestroy(CUmipmappedArray hMipmappedArray)
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_mipmap_destroy(real, hMipmappedArray);
 }
 
+VGW_EXPORT CUresult cuModuleGetFunction(CUfunction *hfunc, CUmodule hmod, const char *name);
+VGW_EXPORT CUresult cuModuleGetFunction(CUfunction *hfunc, CUmodule hmod, const char *name)
+{
+    vgw_fn_module_get_function *real = (vgw_fn_module_get_function *)vgw_real(VGW_AT_cuModuleGetFunction);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_module_get_function(real, hfunc, hmod, name);
+}
+
 VGW_EXPORT CUresult cuModuleLoad(CUmodule *module, const char *fname);
 VGW_EXPORT CUresult cuModuleLoad(CUmodule *module, const char *fname)
 {
@@ -908,6 +957,7 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuDeviceGet", (void *)cuDeviceGet},
     {"cuDeviceGetByPCIBusId", (void *)cuDeviceGetByPCIBusId},
     {"cuDeviceGetCount", (void *)cuDeviceGetCount},
+    {"cuDeviceGetDevResource", (void *)cuDeviceGetDevResource},
     {"cuDeviceGraphMemTrim", (void *)cuDeviceGraphMemTrim},
     {"cuDevicePrimaryCtxRelease", (void *)cuDevicePrimaryCtxRelease},
     {"cuDevicePrimaryCtxRelease_v2", (void *)cuDevicePrimaryCtxRelease_v2},
@@ -928,11 +978,14 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuGraphInstantiate_v2", (void *)cuGraphInstantiate_v2},
     {"cuGraphLaunch", (void *)cuGraphLaunch},
     {"cuGraphLaunch_ptsz", (void *)cuGraphLaunch_ptsz},
+    {"cuGreenCtxCreate", (void *)cuGreenCtxCreate},
+    {"cuGreenCtxDestroy", (void *)cuGreenCtxDestroy},
     {"cuImportExternalMemory", (void *)cuImportExternalMemory},
     {"cuInit", (void *)cuInit},
     {"cuIpcCloseMemHandle", (void *)cuIpcCloseMemHandle},
     {"cuIpcOpenMemHandle", (void *)cuIpcOpenMemHandle},
     {"cuIpcOpenMemHandle_v2", (void *)cuIpcOpenMemHandle_v2},
+    {"cuKernelGetFunction", (void *)cuKernelGetFunction},
     {"cuLaunch", (void *)cuLaunch},
     {"cuLaunchCooperativeKernel", (void *)cuLaunchCooperativeKernel},
     {"cuLaunchCooperativeKernelMultiDevice", (void *)cuLaunchCooperativeKernelMultiDevice},
@@ -943,6 +996,8 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuLaunchKernelEx", (void *)cuLaunchKernelEx},
     {"cuLaunchKernelEx_ptsz", (void *)cuLaunchKernelEx_ptsz},
     {"cuLaunchKernel_ptsz", (void *)cuLaunchKernel_ptsz},
+    {"cuLibraryGetGlobal", (void *)cuLibraryGetGlobal},
+    {"cuLibraryGetModule", (void *)cuLibraryGetModule},
     {"cuLibraryLoadData", (void *)cuLibraryLoadData},
     {"cuLibraryLoadFromFile", (void *)cuLibraryLoadFromFile},
     {"cuLibraryUnload", (void *)cuLibraryUnload},
@@ -1003,6 +1058,7 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuMemsetD8_v2_ptds", (void *)cuMemsetD8_v2_ptds},
     {"cuMipmappedArrayCreate", (void *)cuMipmappedArrayCreate},
     {"cuMipmappedArrayDestroy", (void *)cuMipmappedArrayDestroy},
+    {"cuModuleGetFunction", (void *)cuModuleGetFunction},
     {"cuModuleLoad", (void *)cuModuleLoad},
     {"cuModuleLoadData", (void *)cuModuleLoadData},
     {"cuModuleLoadDataEx", (void *)cuModuleLoadDataEx},

@@ -4,9 +4,9 @@
 #ifndef VGS_CUDA_H
 #define VGS_CUDA_H
 
+#define CUkern_st CUfunc_st /* one object plays both: a kernel's function is itself */
 #include "vgw_cuda.h"
 
-typedef struct CUfunc_st *CUkernel; /* one object plays both: a kernel's function is itself */
 typedef void (*CUhostFn)(void *user_data);
 typedef void (*CUstreamCallback)(CUstream stream, CUresult status, void *user_data);
 typedef size_t (*CUoccupancyB2DSize)(int block_size);

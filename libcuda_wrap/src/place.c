@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "vgw_context.h"
+#include "vgw_late.h"
 #include "vgw_measure.h"
 #include "vgw_overhead.h"
 #include "vgw_pool.h"
@@ -27,6 +29,7 @@ static void forked(void)
     vgw_table_forked();
     vgw_pools_forked();
     vgw_overhead_forked();
+    vgw_late_forked();
     vgw_measure_forked();
 }
 
@@ -35,6 +38,7 @@ void vgw_real_more(void *library)
 #define FIND(name) vgw_driver.name = (__typeof__(vgw_driver.name))vgw_real_symbol(library, #name)
     FIND(cuArrayDestroy);
     FIND(cuCtxDestroy_v2);
+    FIND(cuCtxFromGreenCtx);
     FIND(cuCtxGetCurrent);
     FIND(cuCtxGetDevice);
     FIND(cuCtxGetLimit);
@@ -53,6 +57,7 @@ void vgw_real_more(void *library)
     FIND(cuDevicePrimaryCtxGetState);
     FIND(cuDestroyExternalMemory);
     FIND(cuDevicePrimaryCtxRelease_v2);
+    FIND(cuDevicePrimaryCtxRetain);
     FIND(cuEventCreate);
     FIND(cuEventDestroy_v2);
     FIND(cuEventElapsedTime);
@@ -63,6 +68,7 @@ void vgw_real_more(void *library)
     FIND(cuGraphGetNodes);
     FIND(cuGraphMemAllocNodeGetParams);
     FIND(cuGraphNodeGetType);
+    FIND(cuGreenCtxDestroy);
     FIND(cuIpcCloseMemHandle);
     FIND(cuLibraryUnload);
     FIND(cuMemFreeAsync);
@@ -186,8 +192,13 @@ CUresult vgw_gpu_here(unsigned *gpu)
 
 CUresult vgw_place_here(struct vgw_place *place)
 {
+    vgw_late_look();
     const CUresult result = vgw_gpu_here(&place->gpu);
-    return result != CUDA_SUCCESS ? result : vgw_driver.cuCtxGetCurrent(&place->context);
+    if (result != CUDA_SUCCESS || vgw_driver.cuCtxGetCurrent(&place->context) != CUDA_SUCCESS)
+        return result != CUDA_SUCCESS ? result : CUDA_ERROR_INVALID_CONTEXT;
+    if (__builtin_expect(__atomic_load_n(&vgw_green_any, __ATOMIC_RELAXED), false))
+        place->context = vgw_green_primary(place->context);
+    return CUDA_SUCCESS;
 }
 
 /* A stream of another context than the current one: its device is known only while its context is current. */

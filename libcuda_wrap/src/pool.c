@@ -12,6 +12,7 @@
 
 #include "cuda_handlers.h"
 #include "vgw_charge.h"
+#include "vgw_late.h"
 #include "vgw_ledger.h"
 
 #define PIECE                                                                                                          \
@@ -337,6 +338,7 @@ void vgw_pool_freed(const struct vgw_entry *entry, bool at_once)
 
 static CUresult synchronised(CUresult result)
 {
+    vgw_late_look();
     if (__builtin_expect(__atomic_load_n(&may_give_back, __ATOMIC_RELAXED), false)) {
         __atomic_store_n(&may_give_back, false, __ATOMIC_RELAXED);
         pthread_mutex_lock(&vgw_pool_lock);

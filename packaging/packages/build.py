@@ -50,7 +50,7 @@ Slices of GPUs for containers
 A container runtime that gives each container exactly the slice of an NVIDIA
 GPU that it asks for, on a plain Docker or containerd host.
 """
-RECOMMENDS = ["python3-prometheus-client"]  # of vgpu exporter
+RECOMMENDS = ["python3-prometheus-client", "python3-zstandard"]  # of vgpu exporter, of vgpu doctor image
 COPYRIGHT = """\
 vGPU container runtime. Licence: Apache-2.0, see LICENSE beside this file.
 

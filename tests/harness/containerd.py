@@ -52,11 +52,12 @@ class Containerd:
     def cgroup(self) -> str:
         return f"/{self.short.name}"
 
-    def ctr(self, *args: str) -> subprocess.CompletedProcess[str]:
-        """containerd's own client, in the namespace that CRI's containers and images are in."""
+    def ctr(self, *args: str, within: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+        """containerd's own client, in the namespace that CRI's containers and images are in. within: words before it,
+        as `unshare --mount`."""
         command = [str(self.engine.program("ctr")), "--address", str(self.address), "--namespace", "k8s.io", *args]
         return subprocess.run(
-            command, env=self.engine.environment(), capture_output=True, text=True, timeout=60, check=False
+            [*within, *command], env=self.engine.environment(), capture_output=True, text=True, timeout=60, check=False
         )
 
     def load(self, tree: Path, tag: str, command: Sequence[str] = ()) -> None:

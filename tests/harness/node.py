@@ -20,7 +20,8 @@ SLEEP = ("/bin/busybox", "sleep", "600")
 @dataclass(frozen=True, slots=True)
 class Node:
     """suite: of containerd and the low-level runtime, "" for this machine's own. seen: <container id>.by-containerd,
-    .by-runtime: config.json as it was written (handler "recorded"), and as the low-level runtime read it."""
+    .by-runtime: config.json as it was written (handler "recorded"), and as the low-level runtime read it. cdi: folder
+    of specs, tree: what IMAGE was made from."""
 
     daemon: Containerd
     client: cri.Client
@@ -28,6 +29,8 @@ class Node:
     suite: str
     runtime: Path
     seen: Path
+    cdi: Path
+    tree: Path
 
 
 @contextlib.contextmanager
@@ -54,7 +57,7 @@ def running(folder: Path, suite: str, runtime: str, tree: Path, *, cdi: bool = F
             client.await_ready()
             for image in (PAUSE, IMAGE):
                 client.await_image(image)
-            yield Node(daemon, client, vgpu, suite, program, folder / "seen")
+            yield Node(daemon, client, vgpu, suite, program, folder / "seen", folder / "cdi", tree)
 
 
 def _configure(daemon: Containerd, vgpu: Vgpu) -> None:

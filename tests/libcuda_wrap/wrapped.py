@@ -52,6 +52,10 @@ class Client:
         self.process.stdin.write(command + "\n")
         self.process.stdin.flush()
 
+    def ok(self, *commands: str) -> None:
+        for command in commands:
+            assert self.ask(command)[0] == OK, command
+
     def ready(self, device: int = 0) -> Client:
         assert self.ask("init")[0] == OK
         assert self.ask(f"primary {device}")[0] == OK
@@ -88,6 +92,7 @@ class Box:
         # programs are linked with the toolkit's stub of libcuda.so, and so are known to need every function
         Toolchain("gcc", sanitize).program([C_TESTS / "client.c"], folder / "client", flags=flags)
         Toolchain("gcc", sanitize).program([C_TESTS / "share.c"], folder / "load", flags=flags)
+        Toolchain("gcc", sanitize).program([C_TESTS / "kernels.c"], folder / "kernels", flags=flags)
         return cls(folder, sanitize)
 
     def fresh(self, *slices: Slice, gpus: int = 2, memory_bytes: int = 80 * GIB, context_bytes: int = 0) -> None:
@@ -162,9 +167,10 @@ class Box:
             "VGPU_SIM_DIR": str(self.folder / "sim"),
         }
 
-    def client(self, **environment: str) -> Client:
+    def client(self, program: str = "client", **environment: str) -> Client:
+        """A running client: tests/libcuda_wrap/c/client.c, or kernels.c."""
         process = subprocess.Popen(
-            [str(self.folder / "client")],
+            [str(self.folder / program)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

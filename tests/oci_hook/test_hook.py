@@ -307,7 +307,7 @@ try:
         records.Mount(base + "/box", "path", "/usr/lib/vgpu"),
         records.Mount(base + "/box/usage", "box", "usage", writable=True),
     ), ())
-    inside = hook.Inside(base + "/rootfs", (), "/")
+    inside = hook.Inside(base + "/rootfs", records.Start())
     hook.make_mounts(hook.State("x", init.pid, base), inside, plan, os.pidfd_open(init.pid))
     print(open(f"/proc/{init.pid}/root{base}/rootfs/usr/lib/vgpu/usage").read())
 finally:

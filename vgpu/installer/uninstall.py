@@ -22,7 +22,18 @@ from vgpu.installer.install import units
 from vgpu.installer.layout import CURRENT, LINKS, PREVIOUS, Prefix, Version
 from vgpu.output import message
 
-STATE = ("lock", "turn", "inventory.json", "inventory.lock", "sim", "containers", "failures", "monitor", "gpus")
+STATE = (
+    "lock",
+    "turn",
+    "inventory.json",
+    "inventory.lock",
+    "sim",
+    "containers",
+    "failures",
+    "monitor",
+    "gpus",
+    "users",
+)
 LOG = ("audit.jsonl*", "audit.lock", "audit.lost", "standing.json")
 
 
