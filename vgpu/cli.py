@@ -21,6 +21,7 @@ from vgpu import (
     cli_drop_in,
     cli_engines,
     cli_grant,
+    cli_help,
     cli_install,
     cli_k3s,
     cli_placement,
@@ -239,7 +240,7 @@ def main(*first: str) -> None:
     # a table may hold any name, a terminal may be ASCII only
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        app([*first, *sys.argv[1:]], prog_name="vgpu")
+        cli_help.command(app)([*first, *sys.argv[1:]], prog_name="vgpu")
     except VgpuError as error:
         print(error.line(), file=sys.stderr)
         sys.exit(error.exit_code)
