@@ -251,5 +251,8 @@ typedef struct CUctxCreateParams_st CUctxCreateParams;
 typedef struct CUexecAffinityParam_st CUexecAffinityParam;
 typedef struct CUmemPoolPtrExportData_st CUmemPoolPtrExportData;
 typedef struct CUmulticastObjectProp_st CUmulticastObjectProp;
+typedef unsigned int CUlogicalEndpointId;
+typedef struct CUlogicalEndpointProp_struct CUlogicalEndpointProp;
+typedef enum { CU_LOGICAL_ENDPOINT_IPC_HANDLE_TYPE_NONE = 0 } CUlogicalEndpointIpcHandleType;
 
 #endif
