@@ -436,6 +436,23 @@ VGW_EXPORT CUresult cuLibraryUnload(CUlibrary library)
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_library_unload(real, library);
 }
 
+VGW_EXPORT CUresult cuLogicalEndpointCreate(CUlogicalEndpointId leId, const CUlogicalEndpointProp *prop);
+VGW_EXPORT CUresult cuLogicalEndpointCreate(CUlogicalEndpointId leId, const CUlogicalEndpointProp *prop)
+{
+    (void)leId;
+    (void)prop;
+    return vgw_refuse();
+}
+
+VGW_EXPORT CUresult cuLogicalEndpointImport(CUlogicalEndpointId leId, const void *handle, CUlogicalEndpointIpcHandleType handleType);
+VGW_EXPORT CUresult cuLogicalEndpointImport(CUlogicalEndpointId leId, const void *handle, CUlogicalEndpointIpcHandleType handleType)
+{
+    (void)leId;
+    (void)handle;
+    (void)handleType;
+    return vgw_refuse();
+}
+
 VGW_EXPORT CUresult cuMemAlloc(CUdeviceptr_v1 *dptr, unsigned int bytesize);
 VGW_EXPORT CUresult cuMemAlloc(CUdeviceptr_v1 *dptr, unsigned int bytesize)
 {
@@ -899,11 +916,36 @@ VGW_EXPORT CUresult cuMulticastBindAddr(CUmemGenericAllocationHandle mcHandle, s
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_multicast_bind_addr(real, mcHandle, mcOffset, memptr, size, flags);
 }
 
+VGW_EXPORT CUresult cuMulticastBindAddr_v2(CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, CUdeviceptr memptr, size_t size, unsigned long long flags);
+VGW_EXPORT CUresult cuMulticastBindAddr_v2(CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, CUdeviceptr memptr, size_t size, unsigned long long flags)
+{
+    (void)mcHandle;
+    (void)dev;
+    (void)mcOffset;
+    (void)memptr;
+    (void)size;
+    (void)flags;
+    return vgw_refuse();
+}
+
 VGW_EXPORT CUresult cuMulticastBindMem(CUmemGenericAllocationHandle mcHandle, size_t mcOffset, CUmemGenericAllocationHandle memHandle, size_t memOffset, size_t size, unsigned long long flags);
 VGW_EXPORT CUresult cuMulticastBindMem(CUmemGenericAllocationHandle mcHandle, size_t mcOffset, CUmemGenericAllocationHandle memHandle, size_t memOffset, size_t size, unsigned long long flags)
 {
     vgw_fn_multicast_bind_mem *real = (vgw_fn_multicast_bind_mem *)vgw_real(VGW_AT_cuMulticastBindMem);
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_multicast_bind_mem(real, mcHandle, mcOffset, memHandle, memOffset, size, flags);
+}
+
+VGW_EXPORT CUresult cuMulticastBindMem_v2(CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, CUmemGenericAllocationHandle memHandle, size_t memOffset, size_t size, unsigned long long flags);
+VGW_EXPORT CUresult cuMulticastBindMem_v2(CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, CUmemGenericAllocationHandle memHandle, size_t memOffset, size_t size, unsigned long long flags)
+{
+    (void)mcHandle;
+    (void)dev;
+    (void)mcOffset;
+    (void)memHandle;
+    (void)memOffset;
+    (void)size;
+    (void)flags;
+    return vgw_refuse();
 }
 
 VGW_EXPORT CUresult cuMulticastCreate(CUmemGenericAllocationHandle *mcHandle, const CUmulticastObjectProp *prop);
@@ -997,6 +1039,8 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuLibraryLoadData", (void *)cuLibraryLoadData},
     {"cuLibraryLoadFromFile", (void *)cuLibraryLoadFromFile},
     {"cuLibraryUnload", (void *)cuLibraryUnload},
+    {"cuLogicalEndpointCreate", (void *)cuLogicalEndpointCreate},
+    {"cuLogicalEndpointImport", (void *)cuLogicalEndpointImport},
     {"cuMemAlloc", (void *)cuMemAlloc},
     {"cuMemAllocAsync", (void *)cuMemAllocAsync},
     {"cuMemAllocAsync_ptsz", (void *)cuMemAllocAsync_ptsz},
@@ -1062,7 +1106,9 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuModuleUnload", (void *)cuModuleUnload},
     {"cuMulticastAddDevice", (void *)cuMulticastAddDevice},
     {"cuMulticastBindAddr", (void *)cuMulticastBindAddr},
+    {"cuMulticastBindAddr_v2", (void *)cuMulticastBindAddr_v2},
     {"cuMulticastBindMem", (void *)cuMulticastBindMem},
+    {"cuMulticastBindMem_v2", (void *)cuMulticastBindMem_v2},
     {"cuMulticastCreate", (void *)cuMulticastCreate},
     {"cuMulticastUnbind", (void *)cuMulticastUnbind},
     {"cuStreamSynchronize", (void *)cuStreamSynchronize},

@@ -279,5 +279,8 @@ typedef struct CUDA_LAUNCH_PARAMS_st CUDA_LAUNCH_PARAMS;
 typedef struct CUarrayMapInfo_st CUarrayMapInfo;
 typedef struct CUctxCreateParams_st CUctxCreateParams;
 typedef struct CUexecAffinityParam_st CUexecAffinityParam;
+typedef unsigned int CUlogicalEndpointId;
+typedef struct CUlogicalEndpointProp_struct CUlogicalEndpointProp;
+typedef enum { CU_LOGICAL_ENDPOINT_IPC_HANDLE_TYPE_NONE = 0 } CUlogicalEndpointIpcHandleType;
 
 #endif

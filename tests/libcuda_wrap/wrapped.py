@@ -105,6 +105,12 @@ class Box:
         create.create(self.folder / "sim", gpus, memory_bytes, context_bytes=context_bytes)
         self.slice(*slices)
 
+    def of_cuda(self, version: int) -> None:
+        """The driver's CUDA version, 13000: it answers for none that is newer."""
+        with (self.folder / "sim/ctl").open("r+b") as file:
+            file.seek(create.CUDA_AT)
+            file.write(struct.pack("<I", version))
+
     def slice(self, *slices: Slice, burst: str = "hard", priority: str = "normal") -> None:
         """A new quota, nothing used, on the GPUs that are there."""
         self.slices = slices

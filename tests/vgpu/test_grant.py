@@ -37,7 +37,9 @@ def config(tmp_path: Path, needs_root: None, needs_build: None) -> str:
     etc.mkdir()
     text = policy_file.template("/bin/true", str(tmp_path / "state"), str(tmp_path / "log"), simulate_gpus=2)
     (etc / "config.yaml").write_text(text)
-    (etc / "launcher.conf").write_text(launcher_conf.text(str(etc.parent), "/bin/true", "/usr/bin/python3"))
+    (etc / "launcher.conf").write_text(
+        launcher_conf.text(str(etc.parent), "/bin/true", "/usr/bin/python3", str(tmp_path / "state"))
+    )
     apply(str(etc / "config.yaml"), as_json=True)
     inventory.scan(policy.load(str(etc / "policy.json")))
     return str(etc / "config.yaml")
