@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from oci_hook import fastjson, files
+from oci_hook import fastjson, files, pods
 from oci_hook.errors import HostError, shown
 from oci_hook.records import Start
 from oci_hook.values import TYPE_CHECKING, dataclass
@@ -29,7 +29,7 @@ _STAGES = ("prestart", "createRuntime", "createContainer", "poststop")  # those 
 
 @dataclass(frozen=True)
 class Docker:
-    """What Docker knows of a container and does not put into its spec."""
+    """What Docker knows of a container and does not put into its spec; of a pod's container its name and image."""
 
     name: str = ""
     image: str = ""
@@ -119,7 +119,7 @@ class Bundle:
                 return _docker(fastjson.loads(data))
             except (ValueError, TypeError, AttributeError) as error:
                 raise _refuse_docker(path, _why(error)) from error
-        return Docker()
+        return Docker(*pods.described(self.annotations))
 
     def edit(
         self, commands: Mapping[str, Sequence[str]], script: str, annotations: Mapping[str, str], nodes: Iterable[Node]

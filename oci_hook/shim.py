@@ -24,6 +24,7 @@ from oci_hook import (
     nvidia,
     placement,
     plan,
+    pods,
     policy,
     quota_file,
     request,
@@ -71,11 +72,8 @@ def main(argv: Sequence[str]) -> int:
         given = _slice(call)
         code = 0
     except VgpuError as error:
-        from oci_hook import rootless  # a start that works does not need it
-
-        told = rootless.explained(error)
-        _tell(call, told.line())
-        code = told.exit_code
+        _tell(call, error.line())
+        code = error.exit_code
     except Exception as error:
         _tell(
             call,
@@ -108,7 +106,7 @@ def _slice(call: Call) -> standby.Standby | None:
         _remember_early(call, error)
         raise
     annotations, env = bundle.annotations, bundle.env
-    if not request.mentioned(annotations, docker.labels, env):
+    if pods.is_sandbox(annotations) or not request.mentioned(annotations, docker.labels, env):
         return None
     try:
         settings = policy.load(call.policy)
@@ -300,7 +298,12 @@ def _facts(call: Call, docker: Docker = _NO_DOCKER) -> dict[str, str]:
 
 
 def inventory_now(settings: Policy) -> Inventory:
-    """The host's inventory; a missing or stale one is made anew by the operator's command, once."""
+    """The host's inventory; a missing or stale one is made anew by the operator's command, once. For a user, what was
+    granted of it; raises HostError VGPU-HOST-012 if nothing was."""
+    if settings.grant is not None:
+        from oci_hook import rootless
+
+        return rootless.inventory_now(settings, settings.grant)
     try:
         return inventory.load(settings)
     except HostError as error:

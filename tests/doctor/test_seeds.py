@@ -11,9 +11,7 @@ from vgpu.doctor import catalogue
 TESTS = Path(__file__).parents[1]
 AT_LEAST = 40
 # code -> why no test brings it about
-EXCEPTIONS = {
-    "VGPU-HOST-012": "test_podman.py: the remedy is Podman as root, which all its other tests show",
-}
+EXCEPTIONS: dict[str, str] = {}
 
 
 def seeds(path: Path) -> Iterator[str]:
