@@ -11,6 +11,7 @@ import stat
 
 from oci_hook import fastjson, files, pods
 from oci_hook.errors import HostError, shown
+from oci_hook.records import Start
 from oci_hook.values import TYPE_CHECKING, dataclass
 
 if TYPE_CHECKING:
@@ -79,10 +80,14 @@ class Bundle:
         return process.get("env") or []
 
     @property
-    def cwd(self) -> str:
-        """The working folder of the container's process."""
+    def start(self) -> Start:
+        """Raises HostError VGPU-OCI-001."""
         process: dict[str, Any] = self.spec.get("process") or {}
-        return process.get("cwd") or "/"
+        cwd, words = process.get("cwd") or "/", process.get("args")
+        if not isinstance(cwd, str):
+            raise self._refuse(f"process.cwd names {shown(cwd)}")
+        program = words[0] if isinstance(words, list) and words and isinstance(words[0], str) else ""
+        return Start(tuple(self.env), cwd, program)
 
     @property
     def root(self) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import stat
 
-from oci_hook import audit, hook, ledger, pods, policy, request, rootless, shim
+from oci_hook import audit, hook, ledger, pods, policy, request, shim
 from oci_hook.bundle import Bundle, Docker
 from oci_hook.errors import PlacementError, RequestError, VgpuError
 from oci_hook.records import DeviceFile
@@ -30,15 +30,14 @@ def main(policy_path: str) -> int:
     """The state on standard input. Returns the exit code; a refusal is one line on standard error."""
     os.umask(0o022)
     try:
-        settings = policy.load(policy_path)
+        settings = hook.load_policy(policy_path)
         raw = hook.read_state(0)
         state = hook.parse_state(raw, starting=True)
         if _is_ours_already(settings, state) or not _place(settings, state):
             return 0
     except VgpuError as error:
-        told = rootless.explained(error)
-        os.write(2, told.line().encode("utf-8", "backslashreplace") + b"\n")
-        return told.exit_code
+        os.write(2, error.line().encode("utf-8", "backslashreplace") + b"\n")
+        return error.exit_code
     code, armed = hook.answer(settings, raw)
     hook.tell(settings, armed)
     return code

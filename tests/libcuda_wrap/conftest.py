@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.libcuda_wrap.wrapped import Box, simulated_driver
+from tests.libcuda_wrap.wrapped import Box, Start, simulated_driver, starter
 
 
 @pytest.fixture(scope="session")
@@ -45,12 +45,17 @@ def plain_box(boxes: Callable[[str], Box]) -> Iterator[Box]:
     made.close()
 
 
+@pytest.fixture
+def start(box: Box, driver: Path) -> Start:
+    return starter(box, driver)
+
+
 @pytest.fixture(scope="session")
 def include() -> Path:
-    """A folder with cuda.h 13.0: the toolkit's, or the one of PyPI's nvidia-cuda-runtime."""
+    """A folder with cuda.h 13.5: the toolkit's, or the one of PyPI's nvidia-cuda-runtime."""
     folders = [Path("/usr/local/cuda/include"), *Path(sysconfig.get_path("purelib")).glob("nvidia/*/include")]
     for folder in folders:
         header = folder / "cuda.h"
-        if header.exists() and re.search(r"#define CUDA_VERSION 13000\b", header.read_text()):
+        if header.exists() and re.search(r"#define CUDA_VERSION 13050\b", header.read_text()):
             return folder
-    pytest.skip("no cuda.h of CUDA 13.0: install the toolkit, or pip install nvidia-cuda-runtime==13.0.*")
+    pytest.skip("no cuda.h of CUDA 13.5: install the toolkit, or pip install nvidia-cuda-runtime==13.5.*")
