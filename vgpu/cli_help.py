@@ -43,6 +43,7 @@ EXAMPLES = {
         "vgpu configure docker --reload",
         "vgpu configure docker --undo",
     ),
+    "configure k3s": ("vgpu configure k3s --dry-run", "vgpu configure k3s --verify"),
     "configure podman": ("vgpu configure podman --hooks --verify",),
     "cordon": ("vgpu cordon 0 --why 'its fan is broken'",),
     "doctor": ("vgpu doctor", "vgpu doctor --code VGPU-DEP-003", "vgpu doctor --fix --dry-run"),

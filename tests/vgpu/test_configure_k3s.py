@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from runtime_config.engines.k3s import BASE, FILES
+from vgpu.installer import engines
+from vgpu.installer.layout import Prefix
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("needs_root")
@@ -123,3 +125,12 @@ def test_a_file_that_would_not_last_or_that_nobody_reads_is_not_written(host: Ho
     done = host("containerd", "--config", "/var/lib/snap/microk8s/7000/args/containerd.toml")
     assert "vgpu configure containerd --config /var/lib/snap/microk8s/7000/args/containerd-template.toml" in done.stderr
     assert os.listdir(host.folder("k3s")) == ["config.toml"] and os.listdir(host.base / "etc") == []
+
+
+def test_an_uninstall_finds_the_templates(host: Host) -> None:
+    host.make("rke2", 3)
+    assert host("rke2").returncode == 0
+    template = host.folder("rke2") / "config-v3.toml.tmpl"
+    [(edit, change)] = engines.edits(Prefix(host.prefix), {"rke2-v3": str(template)}, force=False)
+    assert (edit.path, change.after) == (str(template), None)
+    assert engines.edits(Prefix(host.prefix.with_name("other")), {"rke2-v3": str(template)}, force=False) == []
