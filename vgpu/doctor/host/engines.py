@@ -71,7 +71,7 @@ def _running(host: Host, engine: Engine) -> Start | None:
 
 
 def _is_dockers(host: Host, pid: int) -> bool:
-    """A containerd that dockerd has started for itself, with a file that it wrote: Docker's own says what is started."""
+    """A containerd that dockerd has started for itself, with a file of its own: Docker's own says what is started."""
     status = host.read(f"/proc/{pid}/status") or ""
     parent = next((line.split()[1] for line in status.splitlines() if line.startswith("PPid:")), "0")
     return (host.read(f"/proc/{parent}/comm") or "").rstrip("\n") == DOCKER.program
