@@ -29,7 +29,7 @@ WORDS = st.one_of(st.sampled_from([0, 1, (1 << 32) - 1, 1 << 63, (1 << 64) - 1])
 
 @st.composite
 def usages(draw: st.DrawFn) -> bytes:
-    """Header and size as they must be; anything in the first GPU's record, in two slots, and in what the header counts."""
+    """Header and size as they must be; anything in a GPU's record, in two slots, and in what the header counts."""
     data = bytearray(quota_file.usage_header().ljust(quota_file.USAGE_BYTES, b"\0"))
     places = [16, *range(GPU_AT, GPU_AT + 560, 8), *range(SLOT_AT, SLOT_AT + 2 * 576, 8)]
     for at in draw(st.lists(st.sampled_from(places), max_size=40)):
