@@ -14,7 +14,7 @@ import errno
 import os
 import stat
 
-from oci_hook import foreign_mounts, syscalls
+from oci_hook import files, foreign_mounts, syscalls
 from oci_hook.errors import HostError, ImageError, VgpuError, shown
 from oci_hook.mountinfo import MountInfo
 from oci_hook.records import Mount
@@ -82,7 +82,7 @@ def _open_source(mount: Mount) -> Source:
         raise _replaced(mount, f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no regular file')}")
     if mount.identity and mount.identity != identity(status):
         raise _replaced(mount, "is another file than at the last look")
-    if status.st_uid not in (0, os.geteuid()) or (status.st_mode & 0o022 and not mount.writable):
+    if not files.is_trusted(status.st_uid) or (status.st_mode & 0o022 and not mount.writable):
         raise HostError(
             "VGPU-HOST-006",
             f"{shown(mount.source, MAX_SHOWN)} is user {status.st_uid}'s, with mode {status.st_mode & 0o7777:04o}",
@@ -127,9 +127,8 @@ def kernel_refused(what: str, error: OSError) -> HostError:
             "VGPU-HOST-005", f"the kernel has no way to {what} safely", remedy="use Linux 5.12 or newer on this host"
         )
     name = errno.errorcode.get(error.errno or 0, str(error.errno))
-    return HostError(
-        "VGPU-HOST-005", f"the kernel did not {what} ({name})", remedy="look at the kernel's log: dmesg | tail"
-    )
+    remedy = "see what forbids it: dmesg | tail, or a seccomp filter, where the engine is in a container itself"
+    return HostError("VGPU-HOST-005", f"the kernel did not {what} ({name})", remedy=remedy)
 
 
 def reopen(source: Source) -> Source:

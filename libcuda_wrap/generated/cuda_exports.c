@@ -128,6 +128,13 @@ VGW_EXPORT CUresult cuDeviceGetCount(int *count)
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_device_get_count(real, count);
 }
 
+VGW_EXPORT CUresult cuDeviceGetDevResource(CUdevice device, CUdevResource *resource, CUdevResourceType type);
+VGW_EXPORT CUresult cuDeviceGetDevResource(CUdevice device, CUdevResource *resource, CUdevResourceType type)
+{
+    vgw_fn_device_resource *real = (vgw_fn_device_resource *)vgw_real(VGW_AT_cuDeviceGetDevResource);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_device_resource(real, device, resource, type);
+}
+
 VGW_EXPORT CUresult cuDeviceGraphMemTrim(CUdevice device);
 VGW_EXPORT CUresult cuDeviceGraphMemTrim(CUdevice device)
 {
@@ -268,6 +275,20 @@ VGW_EXPORT CUresult cuGraphLaunch_ptsz(CUgraphExec hGraphExec, CUstream hStream)
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_graph_launch(real, hGraphExec, hStream);
 }
 
+VGW_EXPORT CUresult cuGreenCtxCreate(CUgreenCtx *phCtx, CUdevResourceDesc desc, CUdevice dev, unsigned int flags);
+VGW_EXPORT CUresult cuGreenCtxCreate(CUgreenCtx *phCtx, CUdevResourceDesc desc, CUdevice dev, unsigned int flags)
+{
+    vgw_fn_green_create *real = (vgw_fn_green_create *)vgw_real(VGW_AT_cuGreenCtxCreate);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_green_create(real, phCtx, desc, dev, flags);
+}
+
+VGW_EXPORT CUresult cuGreenCtxDestroy(CUgreenCtx hCtx);
+VGW_EXPORT CUresult cuGreenCtxDestroy(CUgreenCtx hCtx)
+{
+    vgw_fn_green_destroy *real = (vgw_fn_green_destroy *)vgw_real(VGW_AT_cuGreenCtxDestroy);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_green_destroy(real, hCtx);
+}
+
 VGW_EXPORT CUresult cuImportExternalMemory(CUexternalMemory *extMem_out, const CUDA_EXTERNAL_MEMORY_HANDLE_DESC *memHandleDesc);
 VGW_EXPORT CUresult cuImportExternalMemory(CUexternalMemory *extMem_out, const CUDA_EXTERNAL_MEMORY_HANDLE_DESC *memHandleDesc)
 {
@@ -301,6 +322,13 @@ VGW_EXPORT CUresult cuIpcOpenMemHandle_v2(CUdeviceptr *pdptr, CUipcMemHandle han
 {
     vgw_fn_ipc_open *real = (vgw_fn_ipc_open *)vgw_real(VGW_AT_cuIpcOpenMemHandle_v2);
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_ipc_open(real, pdptr, handle, Flags);
+}
+
+VGW_EXPORT CUresult cuKernelGetFunction(CUfunction *pFunc, CUkernel kernel);
+VGW_EXPORT CUresult cuKernelGetFunction(CUfunction *pFunc, CUkernel kernel)
+{
+    vgw_fn_kernel_get_function *real = (vgw_fn_kernel_get_function *)vgw_real(VGW_AT_cuKernelGetFunction);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_kernel_get_function(real, pFunc, kernel);
 }
 
 VGW_EXPORT CUresult cuLaunch(CUfunction f);
@@ -371,6 +399,20 @@ VGW_EXPORT CUresult cuLaunchKernel_ptsz(CUfunction f, unsigned int gridDimX, uns
 {
     vgw_fn_launch_kernel *real = (vgw_fn_launch_kernel *)vgw_real(VGW_AT_cuLaunchKernel_ptsz);
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_launch_kernel(real, f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes, hStream, kernelParams, extra);
+}
+
+VGW_EXPORT CUresult cuLibraryGetGlobal(CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name);
+VGW_EXPORT CUresult cuLibraryGetGlobal(CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name)
+{
+    vgw_fn_library_get_global *real = (vgw_fn_library_get_global *)vgw_real(VGW_AT_cuLibraryGetGlobal);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_library_get_global(real, dptr, bytes, library, name);
+}
+
+VGW_EXPORT CUresult cuLibraryGetModule(CUmodule *pMod, CUlibrary library);
+VGW_EXPORT CUresult cuLibraryGetModule(CUmodule *pMod, CUlibrary library)
+{
+    vgw_fn_library_get_module *real = (vgw_fn_library_get_module *)vgw_real(VGW_AT_cuLibraryGetModule);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_library_get_module(real, pMod, library);
 }
 
 VGW_EXPORT CUresult cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_option *jitOptions, void **jitOptionsValues, unsigned int numJitOptions, CUlibraryOption *libraryOptions, void **libraryOptionValues, unsigned int numLibraryOptions);
@@ -587,41 +629,25 @@ VGW_EXPORT CUresult cuMemPoolDestroy(CUmemoryPool pool)
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_mem_pool_destroy(real, pool);
 }
 
-VGW_EXPORT CUresult cuMemPoolExportPointer(CUmemPoolPtrExportData *shareData_out, CUdeviceptr ptr);
-VGW_EXPORT CUresult cuMemPoolExportPointer(CUmemPoolPtrExportData *shareData_out, CUdeviceptr ptr)
-{
-    (void)shareData_out;
-    (void)ptr;
-    return vgw_refuse();
-}
-
 VGW_EXPORT CUresult cuMemPoolExportToShareableHandle(void *handle_out, CUmemoryPool pool, CUmemAllocationHandleType handleType, unsigned long long flags);
 VGW_EXPORT CUresult cuMemPoolExportToShareableHandle(void *handle_out, CUmemoryPool pool, CUmemAllocationHandleType handleType, unsigned long long flags)
 {
-    (void)handle_out;
-    (void)pool;
-    (void)handleType;
-    (void)flags;
-    return vgw_refuse();
+    vgw_fn_mem_pool_export *real = (vgw_fn_mem_pool_export *)vgw_real(VGW_AT_cuMemPoolExportToShareableHandle);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_mem_pool_export(real, handle_out, pool, handleType, flags);
 }
 
 VGW_EXPORT CUresult cuMemPoolImportFromShareableHandle(CUmemoryPool *pool_out, void *handle, CUmemAllocationHandleType handleType, unsigned long long flags);
 VGW_EXPORT CUresult cuMemPoolImportFromShareableHandle(CUmemoryPool *pool_out, void *handle, CUmemAllocationHandleType handleType, unsigned long long flags)
 {
-    (void)pool_out;
-    (void)handle;
-    (void)handleType;
-    (void)flags;
-    return vgw_refuse();
+    vgw_fn_mem_pool_import *real = (vgw_fn_mem_pool_import *)vgw_real(VGW_AT_cuMemPoolImportFromShareableHandle);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_mem_pool_import(real, pool_out, handle, handleType, flags);
 }
 
 VGW_EXPORT CUresult cuMemPoolImportPointer(CUdeviceptr *ptr_out, CUmemoryPool pool, CUmemPoolPtrExportData *shareData);
 VGW_EXPORT CUresult cuMemPoolImportPointer(CUdeviceptr *ptr_out, CUmemoryPool pool, CUmemPoolPtrExportData *shareData)
 {
-    (void)ptr_out;
-    (void)pool;
-    (void)shareData;
-    return vgw_refuse();
+    vgw_fn_mem_pool_import_pointer *real = (vgw_fn_mem_pool_import_pointer *)vgw_real(VGW_AT_cuMemPoolImportPointer);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_mem_pool_import_pointer(real, ptr_out, pool, shareData);
 }
 
 VGW_EXPORT CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t minBytesToKeep);
@@ -834,6 +860,13 @@ VGW_EXPORT CUresult cuMipmappedArrayDestroy(CUmipmappedArray hMipmappedArray)
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_mipmap_destroy(real, hMipmappedArray);
 }
 
+VGW_EXPORT CUresult cuModuleGetFunction(CUfunction *hfunc, CUmodule hmod, const char *name);
+VGW_EXPORT CUresult cuModuleGetFunction(CUfunction *hfunc, CUmodule hmod, const char *name)
+{
+    vgw_fn_module_get_function *real = (vgw_fn_module_get_function *)vgw_real(VGW_AT_cuModuleGetFunction);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_module_get_function(real, hfunc, hmod, name);
+}
+
 VGW_EXPORT CUresult cuModuleLoad(CUmodule *module, const char *fname);
 VGW_EXPORT CUresult cuModuleLoad(CUmodule *module, const char *fname)
 {
@@ -872,20 +905,15 @@ VGW_EXPORT CUresult cuModuleUnload(CUmodule hmod)
 VGW_EXPORT CUresult cuMulticastAddDevice(CUmemGenericAllocationHandle mcHandle, CUdevice dev);
 VGW_EXPORT CUresult cuMulticastAddDevice(CUmemGenericAllocationHandle mcHandle, CUdevice dev)
 {
-    (void)mcHandle;
-    (void)dev;
-    return vgw_refuse();
+    vgw_fn_multicast_add_device *real = (vgw_fn_multicast_add_device *)vgw_real(VGW_AT_cuMulticastAddDevice);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_multicast_add_device(real, mcHandle, dev);
 }
 
 VGW_EXPORT CUresult cuMulticastBindAddr(CUmemGenericAllocationHandle mcHandle, size_t mcOffset, CUdeviceptr memptr, size_t size, unsigned long long flags);
 VGW_EXPORT CUresult cuMulticastBindAddr(CUmemGenericAllocationHandle mcHandle, size_t mcOffset, CUdeviceptr memptr, size_t size, unsigned long long flags)
 {
-    (void)mcHandle;
-    (void)mcOffset;
-    (void)memptr;
-    (void)size;
-    (void)flags;
-    return vgw_refuse();
+    vgw_fn_multicast_bind_addr *real = (vgw_fn_multicast_bind_addr *)vgw_real(VGW_AT_cuMulticastBindAddr);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_multicast_bind_addr(real, mcHandle, mcOffset, memptr, size, flags);
 }
 
 VGW_EXPORT CUresult cuMulticastBindAddr_v2(CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, CUdeviceptr memptr, size_t size, unsigned long long flags);
@@ -903,13 +931,8 @@ VGW_EXPORT CUresult cuMulticastBindAddr_v2(CUmemGenericAllocationHandle mcHandle
 VGW_EXPORT CUresult cuMulticastBindMem(CUmemGenericAllocationHandle mcHandle, size_t mcOffset, CUmemGenericAllocationHandle memHandle, size_t memOffset, size_t size, unsigned long long flags);
 VGW_EXPORT CUresult cuMulticastBindMem(CUmemGenericAllocationHandle mcHandle, size_t mcOffset, CUmemGenericAllocationHandle memHandle, size_t memOffset, size_t size, unsigned long long flags)
 {
-    (void)mcHandle;
-    (void)mcOffset;
-    (void)memHandle;
-    (void)memOffset;
-    (void)size;
-    (void)flags;
-    return vgw_refuse();
+    vgw_fn_multicast_bind_mem *real = (vgw_fn_multicast_bind_mem *)vgw_real(VGW_AT_cuMulticastBindMem);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_multicast_bind_mem(real, mcHandle, mcOffset, memHandle, memOffset, size, flags);
 }
 
 VGW_EXPORT CUresult cuMulticastBindMem_v2(CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, CUmemGenericAllocationHandle memHandle, size_t memOffset, size_t size, unsigned long long flags);
@@ -928,9 +951,15 @@ VGW_EXPORT CUresult cuMulticastBindMem_v2(CUmemGenericAllocationHandle mcHandle,
 VGW_EXPORT CUresult cuMulticastCreate(CUmemGenericAllocationHandle *mcHandle, const CUmulticastObjectProp *prop);
 VGW_EXPORT CUresult cuMulticastCreate(CUmemGenericAllocationHandle *mcHandle, const CUmulticastObjectProp *prop)
 {
-    (void)mcHandle;
-    (void)prop;
-    return vgw_refuse();
+    vgw_fn_multicast_create *real = (vgw_fn_multicast_create *)vgw_real(VGW_AT_cuMulticastCreate);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_multicast_create(real, mcHandle, prop);
+}
+
+VGW_EXPORT CUresult cuMulticastUnbind(CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, size_t size);
+VGW_EXPORT CUresult cuMulticastUnbind(CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, size_t size)
+{
+    vgw_fn_multicast_unbind *real = (vgw_fn_multicast_unbind *)vgw_real(VGW_AT_cuMulticastUnbind);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_multicast_unbind(real, mcHandle, dev, mcOffset, size);
 }
 
 VGW_EXPORT CUresult cuStreamSynchronize(CUstream hStream);
@@ -966,6 +995,7 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuDeviceGet", (void *)cuDeviceGet},
     {"cuDeviceGetByPCIBusId", (void *)cuDeviceGetByPCIBusId},
     {"cuDeviceGetCount", (void *)cuDeviceGetCount},
+    {"cuDeviceGetDevResource", (void *)cuDeviceGetDevResource},
     {"cuDeviceGraphMemTrim", (void *)cuDeviceGraphMemTrim},
     {"cuDevicePrimaryCtxRelease", (void *)cuDevicePrimaryCtxRelease},
     {"cuDevicePrimaryCtxRelease_v2", (void *)cuDevicePrimaryCtxRelease_v2},
@@ -986,11 +1016,14 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuGraphInstantiate_v2", (void *)cuGraphInstantiate_v2},
     {"cuGraphLaunch", (void *)cuGraphLaunch},
     {"cuGraphLaunch_ptsz", (void *)cuGraphLaunch_ptsz},
+    {"cuGreenCtxCreate", (void *)cuGreenCtxCreate},
+    {"cuGreenCtxDestroy", (void *)cuGreenCtxDestroy},
     {"cuImportExternalMemory", (void *)cuImportExternalMemory},
     {"cuInit", (void *)cuInit},
     {"cuIpcCloseMemHandle", (void *)cuIpcCloseMemHandle},
     {"cuIpcOpenMemHandle", (void *)cuIpcOpenMemHandle},
     {"cuIpcOpenMemHandle_v2", (void *)cuIpcOpenMemHandle_v2},
+    {"cuKernelGetFunction", (void *)cuKernelGetFunction},
     {"cuLaunch", (void *)cuLaunch},
     {"cuLaunchCooperativeKernel", (void *)cuLaunchCooperativeKernel},
     {"cuLaunchCooperativeKernelMultiDevice", (void *)cuLaunchCooperativeKernelMultiDevice},
@@ -1001,6 +1034,8 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuLaunchKernelEx", (void *)cuLaunchKernelEx},
     {"cuLaunchKernelEx_ptsz", (void *)cuLaunchKernelEx_ptsz},
     {"cuLaunchKernel_ptsz", (void *)cuLaunchKernel_ptsz},
+    {"cuLibraryGetGlobal", (void *)cuLibraryGetGlobal},
+    {"cuLibraryGetModule", (void *)cuLibraryGetModule},
     {"cuLibraryLoadData", (void *)cuLibraryLoadData},
     {"cuLibraryLoadFromFile", (void *)cuLibraryLoadFromFile},
     {"cuLibraryUnload", (void *)cuLibraryUnload},
@@ -1030,7 +1065,6 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuMemMapArrayAsync_ptsz", (void *)cuMemMapArrayAsync_ptsz},
     {"cuMemPoolCreate", (void *)cuMemPoolCreate},
     {"cuMemPoolDestroy", (void *)cuMemPoolDestroy},
-    {"cuMemPoolExportPointer", (void *)cuMemPoolExportPointer},
     {"cuMemPoolExportToShareableHandle", (void *)cuMemPoolExportToShareableHandle},
     {"cuMemPoolImportFromShareableHandle", (void *)cuMemPoolImportFromShareableHandle},
     {"cuMemPoolImportPointer", (void *)cuMemPoolImportPointer},
@@ -1064,6 +1098,7 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuMemsetD8_v2_ptds", (void *)cuMemsetD8_v2_ptds},
     {"cuMipmappedArrayCreate", (void *)cuMipmappedArrayCreate},
     {"cuMipmappedArrayDestroy", (void *)cuMipmappedArrayDestroy},
+    {"cuModuleGetFunction", (void *)cuModuleGetFunction},
     {"cuModuleLoad", (void *)cuModuleLoad},
     {"cuModuleLoadData", (void *)cuModuleLoadData},
     {"cuModuleLoadDataEx", (void *)cuModuleLoadDataEx},
@@ -1075,6 +1110,7 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuMulticastBindMem", (void *)cuMulticastBindMem},
     {"cuMulticastBindMem_v2", (void *)cuMulticastBindMem_v2},
     {"cuMulticastCreate", (void *)cuMulticastCreate},
+    {"cuMulticastUnbind", (void *)cuMulticastUnbind},
     {"cuStreamSynchronize", (void *)cuStreamSynchronize},
     {"cuStreamSynchronize_ptsz", (void *)cuStreamSynchronize_ptsz},
 };

@@ -23,6 +23,7 @@ enum vgw_cuda_index {
     VGW_AT_cuDeviceGet,
     VGW_AT_cuDeviceGetByPCIBusId,
     VGW_AT_cuDeviceGetCount,
+    VGW_AT_cuDeviceGetDevResource,
     VGW_AT_cuDeviceGraphMemTrim,
     VGW_AT_cuDevicePrimaryCtxRelease,
     VGW_AT_cuDevicePrimaryCtxRelease_v2,
@@ -43,11 +44,14 @@ enum vgw_cuda_index {
     VGW_AT_cuGraphInstantiate_v2,
     VGW_AT_cuGraphLaunch,
     VGW_AT_cuGraphLaunch_ptsz,
+    VGW_AT_cuGreenCtxCreate,
+    VGW_AT_cuGreenCtxDestroy,
     VGW_AT_cuImportExternalMemory,
     VGW_AT_cuInit,
     VGW_AT_cuIpcCloseMemHandle,
     VGW_AT_cuIpcOpenMemHandle,
     VGW_AT_cuIpcOpenMemHandle_v2,
+    VGW_AT_cuKernelGetFunction,
     VGW_AT_cuLaunch,
     VGW_AT_cuLaunchCooperativeKernel,
     VGW_AT_cuLaunchCooperativeKernelMultiDevice,
@@ -58,6 +62,8 @@ enum vgw_cuda_index {
     VGW_AT_cuLaunchKernelEx,
     VGW_AT_cuLaunchKernelEx_ptsz,
     VGW_AT_cuLaunchKernel_ptsz,
+    VGW_AT_cuLibraryGetGlobal,
+    VGW_AT_cuLibraryGetModule,
     VGW_AT_cuLibraryLoadData,
     VGW_AT_cuLibraryLoadFromFile,
     VGW_AT_cuLibraryUnload,
@@ -87,7 +93,6 @@ enum vgw_cuda_index {
     VGW_AT_cuMemMapArrayAsync_ptsz,
     VGW_AT_cuMemPoolCreate,
     VGW_AT_cuMemPoolDestroy,
-    VGW_AT_cuMemPoolExportPointer,
     VGW_AT_cuMemPoolExportToShareableHandle,
     VGW_AT_cuMemPoolImportFromShareableHandle,
     VGW_AT_cuMemPoolImportPointer,
@@ -121,6 +126,7 @@ enum vgw_cuda_index {
     VGW_AT_cuMemsetD8_v2_ptds,
     VGW_AT_cuMipmappedArrayCreate,
     VGW_AT_cuMipmappedArrayDestroy,
+    VGW_AT_cuModuleGetFunction,
     VGW_AT_cuModuleLoad,
     VGW_AT_cuModuleLoadData,
     VGW_AT_cuModuleLoadDataEx,
@@ -132,6 +138,7 @@ enum vgw_cuda_index {
     VGW_AT_cuMulticastBindMem,
     VGW_AT_cuMulticastBindMem_v2,
     VGW_AT_cuMulticastCreate,
+    VGW_AT_cuMulticastUnbind,
     VGW_AT_cuStreamSynchronize,
     VGW_AT_cuStreamSynchronize_ptsz,
     VGW_CUDA_COUNT
@@ -169,6 +176,8 @@ typedef CUresult vgw_fn_device_get_by_pci(CUdevice *, const char *);
 CUresult vgw_device_get_by_pci(vgw_fn_device_get_by_pci *real, CUdevice *dev, const char *pciBusId);
 typedef CUresult vgw_fn_device_get_count(int *);
 CUresult vgw_device_get_count(vgw_fn_device_get_count *real, int *count);
+typedef CUresult vgw_fn_device_resource(CUdevice, CUdevResource *, CUdevResourceType);
+CUresult vgw_device_resource(vgw_fn_device_resource *real, CUdevice device, CUdevResource *resource, CUdevResourceType type);
 typedef CUresult vgw_fn_graph_mem_trim(CUdevice);
 CUresult vgw_graph_mem_trim(vgw_fn_graph_mem_trim *real, CUdevice device);
 typedef CUresult vgw_fn_primary_release(CUdevice);
@@ -199,6 +208,10 @@ typedef CUresult vgw_fn_graph_instantiate_params(CUgraphExec *, CUgraph, CUDA_GR
 CUresult vgw_graph_instantiate_params(vgw_fn_graph_instantiate_params *real, CUgraphExec *phGraphExec, CUgraph hGraph, CUDA_GRAPH_INSTANTIATE_PARAMS *instantiateParams);
 typedef CUresult vgw_fn_graph_launch(CUgraphExec, CUstream);
 CUresult vgw_graph_launch(vgw_fn_graph_launch *real, CUgraphExec hGraphExec, CUstream hStream);
+typedef CUresult vgw_fn_green_create(CUgreenCtx *, CUdevResourceDesc, CUdevice, unsigned int);
+CUresult vgw_green_create(vgw_fn_green_create *real, CUgreenCtx *phCtx, CUdevResourceDesc desc, CUdevice dev, unsigned int flags);
+typedef CUresult vgw_fn_green_destroy(CUgreenCtx);
+CUresult vgw_green_destroy(vgw_fn_green_destroy *real, CUgreenCtx hCtx);
 typedef CUresult vgw_fn_external_import(CUexternalMemory *, const CUDA_EXTERNAL_MEMORY_HANDLE_DESC *);
 CUresult vgw_external_import(vgw_fn_external_import *real, CUexternalMemory *extMem_out, const CUDA_EXTERNAL_MEMORY_HANDLE_DESC *memHandleDesc);
 typedef CUresult vgw_fn_init(unsigned int);
@@ -207,6 +220,8 @@ typedef CUresult vgw_fn_ipc_close(CUdeviceptr);
 CUresult vgw_ipc_close(vgw_fn_ipc_close *real, CUdeviceptr dptr);
 typedef CUresult vgw_fn_ipc_open(CUdeviceptr *, CUipcMemHandle, unsigned int);
 CUresult vgw_ipc_open(vgw_fn_ipc_open *real, CUdeviceptr *pdptr, CUipcMemHandle handle, unsigned int Flags);
+typedef CUresult vgw_fn_kernel_get_function(CUfunction *, CUkernel);
+CUresult vgw_kernel_get_function(vgw_fn_kernel_get_function *real, CUfunction *pFunc, CUkernel kernel);
 typedef CUresult vgw_fn_launch_old(CUfunction);
 CUresult vgw_launch_old(vgw_fn_launch_old *real, CUfunction f);
 typedef CUresult vgw_fn_launch_cooperative(CUfunction, unsigned int, unsigned int, unsigned int, unsigned int, unsigned int, unsigned int, unsigned int, CUstream, void **);
@@ -221,6 +236,10 @@ typedef CUresult vgw_fn_launch_kernel(CUfunction, unsigned int, unsigned int, un
 CUresult vgw_launch_kernel(vgw_fn_launch_kernel *real, CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ, unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ, unsigned int sharedMemBytes, CUstream hStream, void **kernelParams, void **extra);
 typedef CUresult vgw_fn_launch_kernel_ex(const CUlaunchConfig *, CUfunction, void **, void **);
 CUresult vgw_launch_kernel_ex(vgw_fn_launch_kernel_ex *real, const CUlaunchConfig *config, CUfunction f, void **kernelParams, void **extra);
+typedef CUresult vgw_fn_library_get_global(CUdeviceptr *, size_t *, CUlibrary, const char *);
+CUresult vgw_library_get_global(vgw_fn_library_get_global *real, CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name);
+typedef CUresult vgw_fn_library_get_module(CUmodule *, CUlibrary);
+CUresult vgw_library_get_module(vgw_fn_library_get_module *real, CUmodule *pMod, CUlibrary library);
 typedef CUresult vgw_fn_library_load_data(CUlibrary *, const void *, CUjit_option *, void **, unsigned int, CUlibraryOption *, void **, unsigned int);
 CUresult vgw_library_load_data(vgw_fn_library_load_data *real, CUlibrary *library, const void *code, CUjit_option *jitOptions, void **jitOptionsValues, unsigned int numJitOptions, CUlibraryOption *libraryOptions, void **libraryOptionValues, unsigned int numLibraryOptions);
 typedef CUresult vgw_fn_library_load_file(CUlibrary *, const char *, CUjit_option *, void **, unsigned int, CUlibraryOption *, void **, unsigned int);
@@ -263,6 +282,12 @@ typedef CUresult vgw_fn_mem_pool_create(CUmemoryPool *, const CUmemPoolProps *);
 CUresult vgw_mem_pool_create(vgw_fn_mem_pool_create *real, CUmemoryPool *pool, const CUmemPoolProps *poolProps);
 typedef CUresult vgw_fn_mem_pool_destroy(CUmemoryPool);
 CUresult vgw_mem_pool_destroy(vgw_fn_mem_pool_destroy *real, CUmemoryPool pool);
+typedef CUresult vgw_fn_mem_pool_export(void *, CUmemoryPool, CUmemAllocationHandleType, unsigned long long);
+CUresult vgw_mem_pool_export(vgw_fn_mem_pool_export *real, void *handle_out, CUmemoryPool pool, CUmemAllocationHandleType handleType, unsigned long long flags);
+typedef CUresult vgw_fn_mem_pool_import(CUmemoryPool *, void *, CUmemAllocationHandleType, unsigned long long);
+CUresult vgw_mem_pool_import(vgw_fn_mem_pool_import *real, CUmemoryPool *pool_out, void *handle, CUmemAllocationHandleType handleType, unsigned long long flags);
+typedef CUresult vgw_fn_mem_pool_import_pointer(CUdeviceptr *, CUmemoryPool, CUmemPoolPtrExportData *);
+CUresult vgw_mem_pool_import_pointer(vgw_fn_mem_pool_import_pointer *real, CUdeviceptr *ptr_out, CUmemoryPool pool, CUmemPoolPtrExportData *shareData);
 typedef CUresult vgw_fn_mem_pool_trim(CUmemoryPool, size_t);
 CUresult vgw_mem_pool_trim(vgw_fn_mem_pool_trim *real, CUmemoryPool pool, size_t minBytesToKeep);
 typedef CUresult vgw_fn_mem_release(CUmemGenericAllocationHandle);
@@ -299,6 +324,8 @@ typedef CUresult vgw_fn_mipmap_create(CUmipmappedArray *, const CUDA_ARRAY3D_DES
 CUresult vgw_mipmap_create(vgw_fn_mipmap_create *real, CUmipmappedArray *pHandle, const CUDA_ARRAY3D_DESCRIPTOR *pMipmappedArrayDesc, unsigned int numMipmapLevels);
 typedef CUresult vgw_fn_mipmap_destroy(CUmipmappedArray);
 CUresult vgw_mipmap_destroy(vgw_fn_mipmap_destroy *real, CUmipmappedArray hMipmappedArray);
+typedef CUresult vgw_fn_module_get_function(CUfunction *, CUmodule, const char *);
+CUresult vgw_module_get_function(vgw_fn_module_get_function *real, CUfunction *hfunc, CUmodule hmod, const char *name);
 typedef CUresult vgw_fn_module_load(CUmodule *, const char *);
 CUresult vgw_module_load(vgw_fn_module_load *real, CUmodule *module, const char *fname);
 typedef CUresult vgw_fn_module_load_data(CUmodule *, const void *);
@@ -307,6 +334,16 @@ typedef CUresult vgw_fn_module_load_data_ex(CUmodule *, const void *, unsigned i
 CUresult vgw_module_load_data_ex(vgw_fn_module_load_data_ex *real, CUmodule *module, const void *image, unsigned int numOptions, CUjit_option *options, void **optionValues);
 typedef CUresult vgw_fn_module_unload(CUmodule);
 CUresult vgw_module_unload(vgw_fn_module_unload *real, CUmodule hmod);
+typedef CUresult vgw_fn_multicast_add_device(CUmemGenericAllocationHandle, CUdevice);
+CUresult vgw_multicast_add_device(vgw_fn_multicast_add_device *real, CUmemGenericAllocationHandle mcHandle, CUdevice dev);
+typedef CUresult vgw_fn_multicast_bind_addr(CUmemGenericAllocationHandle, size_t, CUdeviceptr, size_t, unsigned long long);
+CUresult vgw_multicast_bind_addr(vgw_fn_multicast_bind_addr *real, CUmemGenericAllocationHandle mcHandle, size_t mcOffset, CUdeviceptr memptr, size_t size, unsigned long long flags);
+typedef CUresult vgw_fn_multicast_bind_mem(CUmemGenericAllocationHandle, size_t, CUmemGenericAllocationHandle, size_t, size_t, unsigned long long);
+CUresult vgw_multicast_bind_mem(vgw_fn_multicast_bind_mem *real, CUmemGenericAllocationHandle mcHandle, size_t mcOffset, CUmemGenericAllocationHandle memHandle, size_t memOffset, size_t size, unsigned long long flags);
+typedef CUresult vgw_fn_multicast_create(CUmemGenericAllocationHandle *, const CUmulticastObjectProp *);
+CUresult vgw_multicast_create(vgw_fn_multicast_create *real, CUmemGenericAllocationHandle *mcHandle, const CUmulticastObjectProp *prop);
+typedef CUresult vgw_fn_multicast_unbind(CUmemGenericAllocationHandle, CUdevice, size_t, size_t);
+CUresult vgw_multicast_unbind(vgw_fn_multicast_unbind *real, CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, size_t size);
 typedef CUresult vgw_fn_stream_synchronize(CUstream);
 CUresult vgw_stream_synchronize(vgw_fn_stream_synchronize *real, CUstream hStream);
 

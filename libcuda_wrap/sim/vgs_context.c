@@ -22,7 +22,15 @@ bool vgs_device_ok(CUdevice device)
 CUcontext vgs_context(void)
 {
     CUcontext top = depth ? stack[depth - 1] : NULL;
+    if (top && top->green_of && !top->dead)
+        top = top->green_of;
     return top && !top->dead ? top : NULL;
+}
+
+CUcontext vgs_green_here(void)
+{
+    CUcontext top = depth ? stack[depth - 1] : NULL;
+    return top && top->green_of && !top->dead ? top : NULL;
 }
 
 CUresult vgs_context_of(CUcontext given, CUcontext *out)
@@ -31,7 +39,7 @@ CUresult vgs_context_of(CUcontext given, CUcontext *out)
         return (*out = vgs_context()) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
     VGS_CHECK(vgs_valid(given, VGS_CONTEXT), CUDA_ERROR_INVALID_CONTEXT);
     VGS_CHECK(!given->dead, CUDA_ERROR_CONTEXT_IS_DESTROYED);
-    *out = given;
+    *out = given->green_of ? given->green_of : given;
     return CUDA_SUCCESS;
 }
 
@@ -95,6 +103,7 @@ static bool free_module(void *object, void *unused)
 static void destroy(CUcontext ctx)
 {
     vgs_wait_context(ctx);
+    vgs_greens_end(ctx);
     ctx->dead = true; /* the handle stays: other threads may have it on their stacks */
     vgs_each(VGS_ARRAY, ctx, free_array, NULL);
     vgs_each(VGS_MODULE, ctx, free_module, NULL);
@@ -147,7 +156,7 @@ VGS_API cuCtxDestroy_v2(CUcontext ctx)
 {
     VGS_ENTER();
     VGS_VALUE(ctx);
-    VGS_CHECK(vgs_valid(ctx, VGS_CONTEXT) && !ctx->dead && !ctx->primary, CUDA_ERROR_INVALID_CONTEXT);
+    VGS_CHECK(vgs_valid(ctx, VGS_CONTEXT) && !ctx->dead && !ctx->primary && !ctx->green_of, CUDA_ERROR_INVALID_CONTEXT);
     destroy(ctx);
     if (depth && stack[depth - 1] == ctx)
         depth--;
@@ -198,11 +207,8 @@ VGS_API cuCtxGetCurrent(CUcontext *pctx)
     return CUDA_SUCCESS;
 }
 
-VGS_API cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev)
+CUresult vgs_primary_retain(CUdevice dev, CUcontext *out)
 {
-    VGS_ENTER();
-    VGS_VALUE(pctx);
-    VGS_CHECK(vgs_device_ok(dev), CUDA_ERROR_INVALID_DEVICE);
     static char lock;
     while (__atomic_test_and_set(&lock, __ATOMIC_ACQUIRE))
         ;
@@ -214,10 +220,24 @@ VGS_API cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev)
     }
     if (result == CUDA_SUCCESS) {
         ctx->retained++;
-        *pctx = ctx;
+        *out = ctx;
     }
     __atomic_clear(&lock, __ATOMIC_RELEASE);
     return result;
+}
+
+void vgs_primary_release(CUcontext ctx)
+{
+    if (--ctx->retained == 0)
+        destroy(ctx);
+}
+
+VGS_API cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev)
+{
+    VGS_ENTER();
+    VGS_VALUE(pctx);
+    VGS_CHECK(vgs_device_ok(dev), CUDA_ERROR_INVALID_DEVICE);
+    return vgs_primary_retain(dev, pctx);
 }
 
 VGS_API cuDevicePrimaryCtxRelease_v2(CUdevice dev)
@@ -226,8 +246,7 @@ VGS_API cuDevicePrimaryCtxRelease_v2(CUdevice dev)
     VGS_CHECK(vgs_device_ok(dev), CUDA_ERROR_INVALID_DEVICE);
     CUcontext ctx = vgs_primary(dev);
     VGS_CHECK(ctx, CUDA_ERROR_INVALID_CONTEXT);
-    if (--ctx->retained == 0)
-        destroy(ctx);
+    vgs_primary_release(ctx);
     return CUDA_SUCCESS;
 }
 

@@ -4,9 +4,9 @@
 #ifndef VGS_CUDA_H
 #define VGS_CUDA_H
 
+#define CUkern_st CUfunc_st /* one object plays both: a kernel's function is itself */
 #include "vgw_cuda.h"
 
-typedef struct CUfunc_st *CUkernel; /* one object plays both: a kernel's function is itself */
 typedef void (*CUhostFn)(void *user_data);
 typedef void (*CUstreamCallback)(CUstream stream, CUresult status, void *user_data);
 typedef size_t (*CUoccupancyB2DSize)(int block_size);
@@ -25,8 +25,6 @@ typedef struct {
     size_t size, alignment;
     unsigned int reserved[4];
 } CUDA_ARRAY_MEMORY_REQUIREMENTS;
-
-enum { CU_MEMORYTYPE_HOST = 1, CU_MEMORYTYPE_DEVICE = 2, CU_MEMORYTYPE_ARRAY = 3, CU_MEMORYTYPE_UNIFIED = 4 };
 
 typedef struct {
     size_t srcXInBytes, srcY;

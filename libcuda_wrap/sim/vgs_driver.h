@@ -63,6 +63,8 @@ enum vgs_kind {
     VGS_NODE,
     VGS_EXEC,
     VGS_EXTERNAL,
+    VGS_GREEN,
+    VGS_RESOURCES,
     VGS_KINDS
 };
 struct vgs_object {
@@ -85,6 +87,7 @@ struct CUstream_st {
     uint64_t host_done;
     unsigned int flags;
     int priority;
+    CUcontext green; /* not NULL: made in this green context, of which `ctx` is the primary one */
     CUgraph capture; /* not NULL: operations become its nodes */
     uint64_t capture_id;
 };
@@ -101,9 +104,17 @@ struct CUctx_st {
     uint64_t charged;  /* bytes of the context itself */
     uint32_t peers;    /* bit per device ordinal */
     size_t limits[VGS_LIMITS];
+    CUcontext green_of;      /* not NULL: a green context, which is that primary one but for its streams */
     struct CUstream_st main; /* the stream that NULL means */
 };
-CUcontext vgs_context(void);                              /* the calling thread's, NULL if none or destroyed */
+CUcontext vgs_context(void);    /* the calling thread's, a primary one for a green one; NULL if none or destroyed */
+CUcontext vgs_green_here(void); /* the calling thread's green one, NULL if it is another */
+CUresult vgs_primary_retain(CUdevice device, CUcontext *out);
+void vgs_primary_release(CUcontext ctx);
+void vgs_greens_end(CUcontext primary); /* with their primary context */
+void vgs_greens_wait(CUcontext primary);
+bool vgs_event_record(CUevent event, CUcontext ctx, CUstream latest); /* when all is done that `latest` has queued */
+uint64_t vgs_event_end(CUevent event);
 CUresult vgs_context_of(CUcontext given, CUcontext *out); /* given, or the current one for NULL */
 bool vgs_device_ok(CUdevice device);
 CUcontext vgs_primary(CUdevice device); /* active, or NULL */
@@ -154,7 +165,9 @@ void vgs_free_memory(CUdeviceptr base, struct vgs_block *block);
 void vgs_free_all_of(CUcontext ctx);
 /* May `size` bytes at `address` be read or written as device memory? Marks them as touched. */
 bool vgs_accessible(CUdeviceptr address, size_t size);
-bool vgs_mapped(CUdeviceptr address, size_t size); /* within a reserved range: vgs_vmm.c */
+/* Within a reserved range (vgs_vmm.c): is all of it mapped? What is mapped at the address. */
+bool vgs_mapped(CUdeviceptr address, size_t size);
+bool vgs_mapped_range(CUdeviceptr address, CUdeviceptr *begin, size_t *size);
 /* A memfd of `size` bytes that names its GPU, and the GPU and size of such a one that came from somewhere; < 0, false: no. */
 int vgs_shared_file(uint32_t gpu, uint64_t size);
 bool vgs_is_shared_file(int fd, uint32_t *gpu, uint64_t *size);
@@ -176,8 +189,14 @@ struct CUfunc_st {
     CUmodule module;
     uint64_t duration_ns; /* 0: the default */
     int max_dynamic_shared, carveout;
+    bool loaded; /* its code is on the GPU: from when it is got from a module, or a library's is first launched */
     char name[160];
 };
+CUresult vgs_function_load_slow(CUfunction function);
+static inline CUresult vgs_function_load(CUfunction function)
+{
+    return VGS_LIKELY(function->loaded) ? CUDA_SUCCESS : vgs_function_load_slow(function);
+}
 uint64_t vgs_kernel_ns(CUfunction function);
 void vgs_module_free(CUmodule module);
 

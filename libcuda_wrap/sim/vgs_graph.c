@@ -249,6 +249,7 @@ static CUresult run(const struct vgs_operation *operation, CUstream stream)
     switch (operation->kind) {
     case VGS_NODE_KERNEL:
         VGS_CHECK(vgs_valid(operation->as.kernel.func, VGS_FUNCTION), CUDA_ERROR_INVALID_HANDLE);
+        VGS_CHECK(vgs_function_load(operation->as.kernel.func) == CUDA_SUCCESS, CUDA_ERROR_OUT_OF_MEMORY);
         vgs_queue_kernel(stream, vgs_kernel_ns(operation->as.kernel.func));
         return CUDA_SUCCESS;
     case VGS_NODE_MEMCPY:

@@ -33,9 +33,12 @@ static CUresult launch(const CUDA_KERNEL_NODE_PARAMS *p, CUstream handle)
     VGS_VALUE((uint64_t)p->blockDimX * p->blockDimY * p->blockDimZ <= MAX_THREADS);
     VGS_VALUE(p->sharedMemBytes <= (unsigned int)p->func->max_dynamic_shared && !(p->kernelParams && p->extra));
     struct vgs_operation operation = {.kind = VGS_NODE_KERNEL, .as.kernel = *p};
-    if (!vgs_captured(stream, &operation))
+    if (vgs_captured(stream, &operation))
+        return CUDA_SUCCESS;
+    CUresult result = vgs_function_load(p->func);
+    if (result == CUDA_SUCCESS)
         vgs_queue_kernel(stream, vgs_kernel_ns(p->func));
-    return CUDA_SUCCESS;
+    return result;
 }
 
 VGS_API cuLaunchKernel(CUfunction f, unsigned int gx, unsigned int gy, unsigned int gz, unsigned int bx,

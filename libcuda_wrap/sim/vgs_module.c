@@ -8,27 +8,37 @@
 
 #define SHARED_OPTIN (227 * 1024)
 
-#define SIZE_MARK "// vgpu-sim device_bytes="
+#define SIZE_MARK     "// vgpu-sim device_bytes="
+#define FUNCTION_MARK " function_bytes="
 
 struct CUmod_st { /* a CUlibrary is one too, without a context */
     struct vgs_object head;
-    uint64_t bytes; /* of device memory, on `gpu` */
+    uint64_t bytes;          /* of device memory, on `gpu`; the functions loaded so far included */
+    uint64_t function_bytes; /* what each function takes when it is loaded */
     uint32_t gpu;
 };
 
-/* An image of ours says how much device memory it takes; any other takes none. */
-static uint64_t bytes_of(const char *image)
+/* An image of ours says how much device memory it takes, and each of its functions later; any other takes none. */
+static uint64_t bytes_of(const char *image, uint64_t *function_bytes)
 {
-    const size_t length = strlen(SIZE_MARK);
-    return strncmp(image, SIZE_MARK, length) == 0 ? strtoull(image + length, NULL, 10) : 0;
+    const size_t length = strlen(SIZE_MARK), more = strlen(FUNCTION_MARK);
+    char *end;
+    *function_bytes = 0;
+    if (strncmp(image, SIZE_MARK, length) != 0)
+        return 0;
+    const uint64_t bytes = strtoull(image + length, &end, 10);
+    if (strncmp(end, FUNCTION_MARK, more) == 0)
+        *function_bytes = strtoull(end + more, NULL, 10);
+    return bytes;
 }
 
 static CUresult load(CUmodule *module, const void *image, CUcontext ctx)
 {
     VGS_VALUE(module && image);
     const CUcontext here = vgs_context();
-    const uint64_t bytes = here ? bytes_of(image) : 0;
+    uint64_t function_bytes, bytes = bytes_of(image, &function_bytes);
     const uint32_t gpu = here ? here->gpu : 0;
+    bytes = here ? bytes : 0;
     VGS_CHECK(bytes == 0 || vgs_charge(gpu, bytes), CUDA_ERROR_OUT_OF_MEMORY);
     CUmodule made = vgs_new(VGS_MODULE, sizeof *made, ctx);
     if (!made) {
@@ -36,6 +46,7 @@ static CUresult load(CUmodule *module, const void *image, CUcontext ctx)
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     made->bytes = bytes;
+    made->function_bytes = function_bytes;
     made->gpu = gpu;
     *module = made;
     return CUDA_SUCCESS;
@@ -114,6 +125,27 @@ static CUresult function_of(CUfunction *out, CUmodule module, const char *name)
     return CUDA_SUCCESS;
 }
 
+CUresult vgs_function_load_slow(CUfunction function)
+{
+    static char lock;
+    CUmodule module = function->module;
+    CUresult result = CUDA_SUCCESS;
+    while (__atomic_test_and_set(&lock, __ATOMIC_ACQUIRE))
+        ;
+    if (!function->loaded && module->function_bytes) {
+        if (module->bytes == 0 && vgs_context())
+            module->gpu = vgs_context()->gpu; /* a library that was loaded without a context */
+        if (vgs_charge(module->gpu, module->function_bytes))
+            module->bytes += module->function_bytes;
+        else
+            result = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    if (result == CUDA_SUCCESS)
+        __atomic_store_n(&function->loaded, true, __ATOMIC_RELEASE);
+    __atomic_clear(&lock, __ATOMIC_RELEASE);
+    return result;
+}
+
 VGS_API cuModuleLoad(CUmodule *module, const char *fname)
 {
     VGS_ENTER_CONTEXT();
@@ -150,7 +182,8 @@ VGS_API cuModuleGetFunction(CUfunction *function, CUmodule module, const char *n
 {
     VGS_ENTER_CONTEXT();
     (void)ctx;
-    return function_of(function, module, name);
+    CUresult result = function_of(function, module, name);
+    return result == CUDA_SUCCESS ? vgs_function_load(*function) : result;
 }
 
 VGS_API cuModuleGetGlobal_v2(CUdeviceptr *dptr, size_t *bytes, CUmodule module, const char *name)
@@ -217,7 +250,7 @@ VGS_API cuKernelGetFunction(CUfunction *function, CUkernel kernel)
     VGS_VALUE(function);
     VGS_CHECK(vgs_valid(kernel, VGS_FUNCTION), CUDA_ERROR_INVALID_HANDLE);
     *function = kernel;
-    return CUDA_SUCCESS;
+    return vgs_function_load(kernel);
 }
 
 static CUresult name_of(const char **name, CUfunction function)
@@ -313,7 +346,7 @@ VGS_API cuFuncIsLoaded(int *state, CUfunction function)
     VGS_ENTER();
     VGS_VALUE(state);
     VGS_CHECK(vgs_valid(function, VGS_FUNCTION), CUDA_ERROR_INVALID_HANDLE);
-    *state = 1;
+    *state = function->loaded;
     return CUDA_SUCCESS;
 }
 
@@ -321,5 +354,5 @@ VGS_API cuFuncLoad(CUfunction function)
 {
     VGS_ENTER();
     VGS_CHECK(vgs_valid(function, VGS_FUNCTION), CUDA_ERROR_INVALID_HANDLE);
-    return CUDA_SUCCESS;
+    return vgs_function_load(function);
 }

@@ -34,7 +34,7 @@ CUstream vgs_stream(CUstream handle)
     if (!ctx)
         return NULL;
     if ((uintptr_t)handle <= 2)
-        return &ctx->main;
+        return vgs_green_here() ? &vgs_green_here()->main : &ctx->main;
     return vgs_valid(handle, VGS_STREAM) ? handle : NULL;
 }
 
@@ -125,6 +125,7 @@ void vgs_wait_context(CUcontext ctx)
         free(list.items);
     }
     vgs_wait_stream(&ctx->main);
+    vgs_greens_wait(ctx);
     vgs_pools_settle(ctx);
 }
 
@@ -141,6 +142,7 @@ VGS_API cuStreamCreateWithPriority(CUstream *phStream, unsigned int flags, int p
     VGS_CHECK(stream, CUDA_ERROR_OUT_OF_MEMORY);
     stream->id = vgs_next_id();
     stream->flags = flags;
+    stream->green = vgs_green_here();
     stream->priority = priority > 0 ? 0 : priority < -5 ? -5 : priority;
     *phStream = stream;
     return CUDA_SUCCESS;
@@ -214,7 +216,7 @@ VGS_API cuStreamGetCtx(CUstream hStream, CUcontext *pctx)
 {
     VGS_ENTER_STREAM();
     VGS_VALUE(pctx);
-    *pctx = stream->head.ctx;
+    *pctx = stream->green ? stream->green : stream->head.ctx;
     return CUDA_SUCCESS;
 }
 
@@ -272,6 +274,16 @@ static CUresult record(CUevent event, CUstream stream)
     event->stream = stream;
     event->host_ticket = stream->host_queued;
     return CUDA_SUCCESS;
+}
+
+bool vgs_event_record(CUevent event, CUcontext ctx, CUstream latest)
+{
+    return vgs_valid(event, VGS_EVENT) && event->head.ctx == ctx && record(event, latest) == CUDA_SUCCESS;
+}
+
+uint64_t vgs_event_end(CUevent event)
+{
+    return vgs_valid(event, VGS_EVENT) && event->recorded ? event->end_virtual_ns : 0;
 }
 
 VGS_API cuEventRecord(CUevent event, CUstream hStream)

@@ -4,6 +4,7 @@
 #include <limits.h>
 
 #include "cuda_handlers.h"
+#include "vgw_late.h"
 #include "vgw_region.h"
 
 static size_t limit_of(unsigned gpu)
@@ -91,6 +92,7 @@ static CUresult slice_info(size_t *free, size_t *total)
     const CUresult result = vgw_gpu_of_context(&gpu);
     if (result != CUDA_SUCCESS)
         return result;
+    vgw_late_look();
     const size_t limit = limit_of(gpu), used = vgw_used_now(gpu);
     if (free != NULL)
         *free = smaller(*free, limit > used ? limit - used : 0);

@@ -1,5 +1,7 @@
 /* context.c - contexts: whose device must be of the slice, and whose end frees what was allocated in them. */
 #include "cuda_handlers.h"
+#include "vgw_context.h"
+#include "vgw_late.h"
 #include "vgw_measure.h"
 #include "vgw_overhead.h"
 
@@ -25,15 +27,26 @@ static void ended(uint64_t mark, CUcontext context, bool is_gone)
         vgw_table_drop(mark, bytes);
     else if (context != NULL)
         vgw_table_relink(mark, vgw_key(context));
-    for (unsigned gpu = 0; gpu < VGW_MAX_GPUS; gpu++)
+    if (is_gone)
+        vgw_late_unloaded();
+    for (unsigned gpu = 0; gpu < VGW_MAX_GPUS; gpu++) {
         vgw_refund(gpu, bytes[gpu]);
+        if (is_gone && (bytes[gpu] != 0 || vgw_overhead_beyond(gpu)))
+            vgw_late_on(gpu); /* what was taken late there has gone as well */
+    }
 }
 
 /* After the driver has made a context: what it takes is charged, or it is undone before the program has seen it. */
 static CUresult created(CUresult result, CUcontext *made, CUcontext old, const struct vgw_before *before)
 {
-    if (result != CUDA_SUCCESS || vgw_overhead_after(before, VGW_CONTEXT, *made, *made))
+    if (result != CUDA_SUCCESS) {
+        vgw_overhead_failed(before);
         return result;
+    }
+    if (vgw_overhead_after(before, VGW_CONTEXT, *made, *made)) {
+        vgw_late_context(before->gpu);
+        return CUDA_SUCCESS;
+    }
     vgw_driver.cuCtxDestroy_v2(*made);
     *made = old;
     return CUDA_ERROR_OUT_OF_MEMORY;
@@ -95,6 +108,8 @@ CUresult vgw_primary_retain(vgw_fn_primary_retain *real, CUcontext *pctx, CUdevi
     if (is_first)
         before = vgw_overhead_before(gpu);
     result = real(pctx, dev);
+    if (result != CUDA_SUCCESS && is_first)
+        vgw_overhead_failed(&before);
     if (result == CUDA_SUCCESS && is_first && !vgw_overhead_after(&before, VGW_CONTEXT, *pctx, *pctx)) {
         vgw_driver.cuDevicePrimaryCtxRelease_v2(dev);
         *pctx = old;
@@ -102,6 +117,8 @@ CUresult vgw_primary_retain(vgw_fn_primary_retain *real, CUcontext *pctx, CUdevi
     }
     if (result == CUDA_SUCCESS)
         __atomic_store_n(&primary[dev], *pctx, __ATOMIC_RELEASE);
+    if (result == CUDA_SUCCESS && is_first)
+        vgw_late_context(gpu);
     return result;
 }
 
@@ -110,17 +127,26 @@ static CUcontext primary_of(CUdevice dev)
     return dev < 0 || dev >= VGW_DEVICES_MAX ? NULL : __atomic_load_n(&primary[dev], __ATOMIC_ACQUIRE);
 }
 
-CUresult vgw_primary_release(vgw_fn_primary_release *real, CUdevice dev)
+struct vgw_releasing vgw_primary_releasing(CUdevice dev)
 {
     const CUcontext context = primary_of(dev);
-    const uint64_t mark = set_aside(context);
-    const CUresult result = real(dev);
+    return (struct vgw_releasing){.context = context, .mark = set_aside(context), .device = dev};
+}
+
+CUresult vgw_primary_released(const struct vgw_releasing *releasing, CUresult result)
+{
     unsigned int flags;
     int active = 1; /* closed: what may still be there stays charged */
     if (result == CUDA_SUCCESS && vgw_driver.cuDevicePrimaryCtxGetState != NULL)
-        vgw_driver.cuDevicePrimaryCtxGetState(dev, &flags, &active);
-    ended(mark, context, !active);
+        vgw_driver.cuDevicePrimaryCtxGetState(releasing->device, &flags, &active);
+    ended(releasing->mark, releasing->context, !active);
     return result;
+}
+
+CUresult vgw_primary_release(vgw_fn_primary_release *real, CUdevice dev)
+{
+    const struct vgw_releasing releasing = vgw_primary_releasing(dev);
+    return vgw_primary_released(&releasing, real(dev));
 }
 
 CUresult vgw_primary_reset(vgw_fn_primary_reset *real, CUdevice dev)

@@ -6,6 +6,7 @@
  * graph was charged stays charged (`owed`) as far as the driver says that its graphs hold memory.
  */
 #include "vgw_charge.h"
+#include "vgw_late.h"
 #include "vgw_limit.h"
 
 #include <pthread.h>
@@ -150,8 +151,10 @@ static CUresult end(CUresult result, const CUgraphExec *exec, const struct need 
     while (kept < VGW_MAX_GPUS &&
            (need->bytes[kept] == 0 || vgw_keep(VGW_GRAPH, key_of(*exec, kept), need->bytes[kept], 0, kept)))
         kept++;
-    if (kept == VGW_MAX_GPUS)
+    if (kept == VGW_MAX_GPUS) {
+        vgw_late_here(); /* its kernels' code may have been loaded */
         return CUDA_SUCCESS;
+    }
     vgw_driver.cuGraphExecDestroy(*exec);
     while (kept-- > 0)
         vgw_forget(VGW_GRAPH, key_of(*exec, kept));
@@ -210,6 +213,7 @@ CUresult vgw_graph_exec_destroy(vgw_fn_graph_exec_destroy *real, CUgraphExec hGr
         freeing[gpu] = vgw_forget(VGW_GRAPH, key_of(hGraphExec, gpu));
         any = any || freeing[gpu].known;
     }
+    vgw_ran_forget(hGraphExec);
     const CUresult result = real(hGraphExec);
     if (!any)
         return result;

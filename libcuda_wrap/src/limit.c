@@ -4,6 +4,8 @@
 #include <time.h>
 
 #include "vgw_bucket.h"
+#include "vgw_context.h"
+#include "vgw_late.h"
 #include "vgw_limit.h"
 #include "vgw_real.h"
 #include "vgw_region.h"
@@ -70,7 +72,8 @@ void vgw_limit_begin(struct vgw_launch *launch, const void *what, uint64_t size,
     if (vgw_driver.cuStreamIsCapturing != NULL &&
         (vgw_driver.cuStreamIsCapturing(stream, &status) != CUDA_SUCCESS || status != CU_STREAM_CAPTURE_STATUS_NONE))
         return; /* captured: the graph's launch is charged */
-    *launch = (struct vgw_launch){place.context, stream, (key_of(what, size) ^ place.gpu) | 1, 0, place.gpu, true};
+    *launch = (struct vgw_launch){place.context, stream, (key_of(what, size) ^ place.gpu ^ vgw_green_of(stream)) | 1, 0,
+                                  place.gpu,     true};
     launch->tokens = wait_for_share(place.gpu, launch->key);
     vgw_measure_begin(launch);
 }
@@ -89,12 +92,12 @@ CUresult vgw_launch_kernel(vgw_fn_launch_kernel *real, CUfunction f, unsigned in
 {
     struct vgw_launch launch;
     if (__builtin_expect(vgw_no_limit(), true))
-        return real(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes, hStream,
-                    kernelParams, extra);
+        return vgw_ran(f, real(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes,
+                               hStream, kernelParams, extra));
     const uint64_t threads = (uint64_t)gridDimX * gridDimY * gridDimZ * blockDimX * blockDimY * blockDimZ;
     vgw_limit_begin(&launch, f, threads, vgw_meant(hStream, VGW_IS(cuLaunchKernel_ptsz)));
-    return vgw_limit_end(&launch, real(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes,
-                                       hStream, kernelParams, extra));
+    return vgw_ran(f, vgw_limit_end(&launch, real(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ,
+                                                  sharedMemBytes, hStream, kernelParams, extra)));
 }
 
 CUresult vgw_launch_cooperative(vgw_fn_launch_cooperative *real, CUfunction f, unsigned int gridDimX,
@@ -104,12 +107,12 @@ CUresult vgw_launch_cooperative(vgw_fn_launch_cooperative *real, CUfunction f, u
 {
     struct vgw_launch launch;
     if (__builtin_expect(vgw_no_limit(), true))
-        return real(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes, hStream,
-                    kernelParams);
+        return vgw_ran(f, real(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes,
+                               hStream, kernelParams));
     const uint64_t threads = (uint64_t)gridDimX * gridDimY * gridDimZ * blockDimX * blockDimY * blockDimZ;
     vgw_limit_begin(&launch, f, threads, vgw_meant(hStream, VGW_IS(cuLaunchCooperativeKernel_ptsz)));
-    return vgw_limit_end(&launch, real(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes,
-                                       hStream, kernelParams));
+    return vgw_ran(f, vgw_limit_end(&launch, real(f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ,
+                                                  sharedMemBytes, hStream, kernelParams)));
 }
 
 CUresult vgw_launch_kernel_ex(vgw_fn_launch_kernel_ex *real, const CUlaunchConfig *config, CUfunction f,
@@ -117,29 +120,29 @@ CUresult vgw_launch_kernel_ex(vgw_fn_launch_kernel_ex *real, const CUlaunchConfi
 {
     struct vgw_launch launch;
     if (__builtin_expect(vgw_no_limit(), true) || config == NULL)
-        return real(config, f, kernelParams, extra);
+        return vgw_ran(f, real(config, f, kernelParams, extra));
     const uint64_t blocks = (uint64_t)config->gridDimX * config->gridDimY * config->gridDimZ;
     const uint64_t threads = blocks * config->blockDimX * config->blockDimY * config->blockDimZ;
     vgw_limit_begin(&launch, f, threads, vgw_meant(config->hStream, VGW_IS(cuLaunchKernelEx_ptsz)));
-    return vgw_limit_end(&launch, real(config, f, kernelParams, extra));
+    return vgw_ran(f, vgw_limit_end(&launch, real(config, f, kernelParams, extra)));
 }
 
 CUresult vgw_launch_old(vgw_fn_launch_old *real, CUfunction f)
 {
     struct vgw_launch launch;
     if (vgw_no_limit())
-        return real(f);
+        return vgw_ran(f, real(f));
     vgw_limit_begin(&launch, f, 0, NULL);
-    return vgw_limit_end(&launch, real(f));
+    return vgw_ran(f, vgw_limit_end(&launch, real(f)));
 }
 
 CUresult vgw_launch_grid(vgw_fn_launch_grid *real, CUfunction f, int grid_width, int grid_height)
 {
     struct vgw_launch launch;
     if (vgw_no_limit())
-        return real(f, grid_width, grid_height);
+        return vgw_ran(f, real(f, grid_width, grid_height));
     vgw_limit_begin(&launch, f, (uint64_t)grid_width * (uint64_t)grid_height, NULL);
-    return vgw_limit_end(&launch, real(f, grid_width, grid_height));
+    return vgw_ran(f, vgw_limit_end(&launch, real(f, grid_width, grid_height)));
 }
 
 CUresult vgw_launch_grid_async(vgw_fn_launch_grid_async *real, CUfunction f, int grid_width, int grid_height,
@@ -147,9 +150,9 @@ CUresult vgw_launch_grid_async(vgw_fn_launch_grid_async *real, CUfunction f, int
 {
     struct vgw_launch launch;
     if (vgw_no_limit())
-        return real(f, grid_width, grid_height, hStream);
+        return vgw_ran(f, real(f, grid_width, grid_height, hStream));
     vgw_limit_begin(&launch, f, (uint64_t)grid_width * (uint64_t)grid_height, hStream);
-    return vgw_limit_end(&launch, real(f, grid_width, grid_height, hStream));
+    return vgw_ran(f, vgw_limit_end(&launch, real(f, grid_width, grid_height, hStream)));
 }
 
 /* Its kernels run on several GPUs at once, and wait for one another: their time cannot be told apart. CUDA has called it
@@ -164,7 +167,7 @@ CUresult vgw_graph_launch(vgw_fn_graph_launch *real, CUgraphExec hGraphExec, CUs
 {
     struct vgw_launch launch;
     if (__builtin_expect(vgw_no_limit(), true))
-        return real(hGraphExec, hStream);
+        return vgw_ran(hGraphExec, real(hGraphExec, hStream));
     vgw_limit_begin(&launch, hGraphExec, 0, vgw_meant(hStream, VGW_IS(cuGraphLaunch_ptsz)));
-    return vgw_limit_end(&launch, real(hGraphExec, hStream));
+    return vgw_ran(hGraphExec, vgw_limit_end(&launch, real(hGraphExec, hStream)));
 }

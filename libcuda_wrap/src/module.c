@@ -1,16 +1,23 @@
 /* module.c - modules and libraries: code, and the variables of a program that live on the GPU.
  *
- * What loading takes is measured; if it does not fit, the module is unloaded before the program sees it. What a
- * function takes that is loaded later cannot be undone: it is charged all the same, where the program asks for the loading.
+ * What loading takes is measured; if it does not fit, the module is unloaded before the program sees it. Functions are
+ * loaded later: late.c.
  */
 #include "cuda_handlers.h"
+#include "vgw_late.h"
 #include "vgw_overhead.h"
 
 static CUresult loaded(CUresult result, CUmodule *module, CUmodule old, const struct vgw_place *place,
                        const struct vgw_before *before)
 {
-    if (result != CUDA_SUCCESS || vgw_overhead_after(before, VGW_MODULE, *module, place->context))
+    if (result != CUDA_SUCCESS) {
+        vgw_overhead_failed(before);
         return result;
+    }
+    if (vgw_overhead_after(before, VGW_MODULE, *module, place->context)) {
+        vgw_late_on(before->gpu);
+        return CUDA_SUCCESS;
+    }
     if (vgw_driver.cuModuleUnload != NULL)
         vgw_driver.cuModuleUnload(*module);
     *module = old;
@@ -43,16 +50,31 @@ CUresult vgw_module_load_data_ex(vgw_fn_module_load_data_ex *real, CUmodule *mod
     LOAD_MODULE(real(module, image, numOptions, options, optionValues));
 }
 
+static CUresult unloaded(CUresult result)
+{
+    if (result != CUDA_SUCCESS)
+        return result;
+    vgw_late_unloaded();
+    vgw_late_here(); /* its functions have gone as well */
+    return result;
+}
+
 CUresult vgw_module_unload(vgw_fn_module_unload *real, CUmodule hmod)
 {
     const struct vgw_freeing freeing = vgw_forget(VGW_MODULE, vgw_key(hmod));
-    return vgw_freed(&freeing, real(hmod));
+    return unloaded(vgw_freed(&freeing, real(hmod)));
 }
 
 static CUresult library_loaded(CUresult result, CUlibrary *library, CUlibrary old, const struct vgw_before *before)
 {
-    if (result != CUDA_SUCCESS || vgw_overhead_after(before, VGW_MODULE, *library, NULL))
+    if (result != CUDA_SUCCESS) {
+        vgw_overhead_failed(before);
         return result;
+    }
+    if (vgw_overhead_after(before, VGW_MODULE, *library, NULL)) {
+        vgw_late_on(before->gpu);
+        return CUDA_SUCCESS;
+    }
     if (vgw_driver.cuLibraryUnload != NULL)
         vgw_driver.cuLibraryUnload(*library);
     *library = old;
@@ -89,17 +111,5 @@ CUresult vgw_library_load_file(vgw_fn_library_load_file *real, CUlibrary *librar
 CUresult vgw_library_unload(vgw_fn_library_unload *real, CUlibrary library)
 {
     const struct vgw_freeing freeing = vgw_forget(VGW_MODULE, vgw_key(library));
-    return vgw_freed(&freeing, real(library));
-}
-
-CUresult vgw_func_load(vgw_fn_func_load *real, CUfunction function)
-{
-    struct vgw_place place;
-    if (vgw_place_here(&place) != CUDA_SUCCESS)
-        return real(function);
-    const struct vgw_before before = vgw_overhead_before(place.gpu);
-    const CUresult result = real(function);
-    if (result == CUDA_SUCCESS)
-        vgw_overhead_owed(&before, VGW_CONTEXT, place.context, place.context);
-    return result;
+    return unloaded(vgw_freed(&freeing, real(library)));
 }

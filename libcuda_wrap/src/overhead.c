@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "vgw_nvml.h"
@@ -30,7 +31,10 @@ struct listing {
     unsigned count;
     nvmlProcessInfo_t infos[LIST_MAX];
 };
-static struct listing seen; /* before the first context */
+static struct listing seen;             /* before the first context */
+static unsigned seen_on;                /* GPU + 1; 0: nothing was seen yet */
+static uint64_t beyond[VGW_MAX_GPUS];   /* charged for what this process holds and is not charged for otherwise */
+static unsigned measured[VGW_MAX_GPUS]; /* calls that are under way: what they take is theirs */
 
 static bool open_nvml(void)
 {
@@ -63,8 +67,8 @@ static bool is_listed(const struct listing *list, unsigned pid)
     return false;
 }
 
-/* Finds our pid in the list, or the only one that was not in the last list. */
-static void find_own(const struct listing *now)
+/* Finds our pid in the list, or the only one that was not in the list before. */
+static void find_own(const struct listing *now, unsigned gpu)
 {
     unsigned fresh = 0, pid = 0;
     for (unsigned at = 0; at < now->count; at++)
@@ -74,19 +78,20 @@ static void find_own(const struct listing *now)
         }
     if (is_listed(now, (unsigned)getpid()))
         own_pid = (unsigned)getpid();
-    else if (fresh == 1)
+    else if (fresh == 1 && seen_on == gpu + 1)
         own_pid = pid;
 }
 
-static bool own_figure(nvmlDevice_t device, uint64_t *figure)
+static bool own_figure(unsigned gpu, nvmlDevice_t device, uint64_t *figure)
 {
     static struct listing now;
     now.count = LIST_MAX;
     if (nvml.processes == NULL || nvml.processes(device, &now.count, now.infos) != NVML_SUCCESS)
         return false;
     if (own_pid == 0)
-        find_own(&now);
+        find_own(&now, gpu);
     seen = now;
+    seen_on = gpu + 1;
     *figure = 0;
     for (unsigned at = 0; at < now.count; at++)
         if (now.infos[at].pid == own_pid && own_pid != 0)
@@ -103,15 +108,59 @@ static bool read_figure(unsigned gpu, uint64_t *own, uint64_t *whole)
         return false;
     if (nvml.memory != NULL && nvml.memory(device, &memory) == NVML_SUCCESS)
         *whole = memory.used;
-    return own_figure(device, own);
+    return own_figure(gpu, device, own);
+}
+
+/* Under the lock. Makes what this process is charged at least what it holds, and no more than its other charges if those
+ * are enough: true if that was a change. Where others of its threads have charged or given back meanwhile, nothing is
+ * given back, and it has to be looked again: true as well. */
+static bool level(unsigned gpu, uint64_t held_before, uint64_t figure)
+{
+    const uint64_t held = vgw_held(gpu);
+    const bool moved = held != held_before;
+    const uint64_t other = (held > held_before ? held : held_before) - beyond[gpu];
+    const uint64_t wanted = figure > other ? figure - other : 0, had = beyond[gpu];
+    if (wanted > had)
+        vgw_owe(gpu, wanted - had);
+    else if (!moved)
+        vgw_refund(gpu, had - wanted);
+    if (wanted > had || !moved)
+        __atomic_store_n(&beyond[gpu], wanted, __ATOMIC_RELAXED);
+    return moved || wanted != had;
+}
+
+bool vgw_overhead_settle(unsigned gpu)
+{
+    uint64_t figure = 0, whole = 0;
+    if (pthread_mutex_trylock(&lock) != 0)
+        return true; /* it is being asked already */
+    const uint64_t held = vgw_held(gpu);
+    const bool known = measured[gpu] == 0 && read_figure(gpu, &figure, &whole) && own_pid != 0;
+    const bool changed = measured[gpu] != 0 || (known && level(gpu, held, figure));
+    pthread_mutex_unlock(&lock);
+    return changed;
+}
+
+bool vgw_overhead_beyond(unsigned gpu)
+{
+    return __atomic_load_n(&beyond[gpu], __ATOMIC_RELAXED) != 0;
+}
+
+bool vgw_overhead_reclaim(unsigned gpu)
+{
+    return vgw_overhead_beyond(gpu) && vgw_overhead_settle(gpu);
 }
 
 struct vgw_before vgw_overhead_before(unsigned gpu)
 {
     struct vgw_before before = {.gpu = gpu};
     pthread_mutex_lock(&lock);
+    const uint64_t held = vgw_held(gpu);
     before.known = read_figure(gpu, &before.figure, &before.whole);
+    if (before.known && own_pid != 0 && measured[gpu] == 0)
+        level(gpu, held, before.figure);
     before.held = vgw_held(gpu);
+    measured[gpu]++;
     pthread_mutex_unlock(&lock);
     return before;
 }
@@ -135,33 +184,32 @@ static bool write_down(enum vgw_kind kind, uint64_t key, uint64_t bytes, uint64_
     return vgw_keep(kind, key, entry.bytes + bytes, link, gpu);
 }
 
-static bool after(const struct vgw_before *before, enum vgw_kind kind, const void *key, const void *link, bool owed)
+bool vgw_overhead_after(const struct vgw_before *before, enum vgw_kind kind, const void *key, const void *link)
 {
     pthread_mutex_lock(&lock);
     const uint64_t bytes = growth(before);
     bool done = bytes == 0 || vgw_charge(before->gpu, bytes);
-    if (!done && owed)
-        vgw_owe(before->gpu, bytes);
+    measured[before->gpu]--;
     pthread_mutex_unlock(&lock);
-    if (bytes != 0 && (done || owed) && !write_down(kind, vgw_key(key), bytes, vgw_key(link), before->gpu)) {
+    if (bytes != 0 && done && !write_down(kind, vgw_key(key), bytes, vgw_key(link), before->gpu)) {
         vgw_refund(before->gpu, bytes);
         done = false;
     }
     return done;
 }
 
-bool vgw_overhead_after(const struct vgw_before *before, enum vgw_kind kind, const void *key, const void *link)
+void vgw_overhead_failed(const struct vgw_before *before)
 {
-    return after(before, kind, key, link, false);
-}
-
-void vgw_overhead_owed(const struct vgw_before *before, enum vgw_kind kind, const void *key, const void *link)
-{
-    after(before, kind, key, link, true);
+    pthread_mutex_lock(&lock);
+    measured[before->gpu]--;
+    pthread_mutex_unlock(&lock);
 }
 
 void vgw_overhead_forked(void)
 {
     pthread_mutex_init(&lock, NULL);
     own_pid = 0;
+    seen_on = 0;
+    memset(beyond, 0, sizeof beyond);
+    memset(measured, 0, sizeof measured);
 }

@@ -6,11 +6,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "vgw_context.h"
+#include "vgw_late.h"
 #include "vgw_measure.h"
 #include "vgw_overhead.h"
 #include "vgw_pool.h"
 #include "vgw_region.h"
 #include "vgw_table.h"
+#include "vgw_vmm.h"
 
 struct vgw_driver vgw_driver;
 int vgw_only_gpu = -1;
@@ -26,7 +29,9 @@ static void forked(void)
     pthread_mutex_init(&finding, NULL);
     vgw_table_forked();
     vgw_pools_forked();
+    vgw_multicast_forked();
     vgw_overhead_forked();
+    vgw_late_forked();
     vgw_measure_forked();
 }
 
@@ -35,6 +40,7 @@ void vgw_real_more(void *library)
 #define FIND(name) vgw_driver.name = (__typeof__(vgw_driver.name))vgw_real_symbol(library, #name)
     FIND(cuArrayDestroy);
     FIND(cuCtxDestroy_v2);
+    FIND(cuCtxFromGreenCtx);
     FIND(cuCtxGetCurrent);
     FIND(cuCtxGetDevice);
     FIND(cuCtxGetLimit);
@@ -53,6 +59,7 @@ void vgw_real_more(void *library)
     FIND(cuDevicePrimaryCtxGetState);
     FIND(cuDestroyExternalMemory);
     FIND(cuDevicePrimaryCtxRelease_v2);
+    FIND(cuDevicePrimaryCtxRetain);
     FIND(cuEventCreate);
     FIND(cuEventDestroy_v2);
     FIND(cuEventElapsedTime);
@@ -63,18 +70,21 @@ void vgw_real_more(void *library)
     FIND(cuGraphGetNodes);
     FIND(cuGraphMemAllocNodeGetParams);
     FIND(cuGraphNodeGetType);
+    FIND(cuGreenCtxDestroy);
     FIND(cuIpcCloseMemHandle);
     FIND(cuLibraryUnload);
     FIND(cuMemFreeAsync);
     FIND(cuMemFree_v2);
     FIND(cuMemGetAddressRange_v2);
     FIND(cuMemGetAllocationPropertiesFromHandle);
+    FIND(cuMemPoolDestroy);
     FIND(cuMemPoolGetAttribute);
     FIND(cuMemPoolTrimTo);
     FIND(cuMemRelease);
     FIND(cuMemUnmap);
     FIND(cuMipmappedArrayDestroy);
     FIND(cuModuleUnload);
+    FIND(cuPointerGetAttribute);
     FIND(cuStreamGetCtx);
     FIND(cuStreamIsCapturing);
     FIND(cuStreamQuery);
@@ -184,8 +194,13 @@ CUresult vgw_gpu_here(unsigned *gpu)
 
 CUresult vgw_place_here(struct vgw_place *place)
 {
+    vgw_late_look();
     const CUresult result = vgw_gpu_here(&place->gpu);
-    return result != CUDA_SUCCESS ? result : vgw_driver.cuCtxGetCurrent(&place->context);
+    if (result != CUDA_SUCCESS || vgw_driver.cuCtxGetCurrent(&place->context) != CUDA_SUCCESS)
+        return result != CUDA_SUCCESS ? result : CUDA_ERROR_INVALID_CONTEXT;
+    if (__builtin_expect(__atomic_load_n(&vgw_green_any, __ATOMIC_RELAXED), false))
+        place->context = vgw_green_primary(place->context);
+    return CUDA_SUCCESS;
 }
 
 /* A stream of another context than the current one: its device is known only while its context is current. */

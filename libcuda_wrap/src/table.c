@@ -131,7 +131,7 @@ bool vgw_table_count(enum vgw_kind kind, uint64_t key, int by, struct vgw_entry 
 
 static bool belongs(const struct vgw_entry *entry, uint64_t link)
 {
-    const bool of_a_context = entry->kind == VGW_POINTER || entry->kind == VGW_ARRAY || entry->kind >= VGW_LIMIT;
+    const bool of_a_context = entry->kind == VGW_POINTER || entry->kind == VGW_ARRAY || entry->kind >= VGW_GREEN;
     return of_a_context && entry->link == link;
 }
 

@@ -12,6 +12,7 @@
 struct vgw_driver { /* NULL where this driver does not have it */
     CUresult (*cuArrayDestroy)(CUarray);
     CUresult (*cuCtxDestroy_v2)(CUcontext);
+    CUresult (*cuCtxFromGreenCtx)(CUcontext *, CUgreenCtx);
     CUresult (*cuCtxGetCurrent)(CUcontext *);
     CUresult (*cuCtxGetDevice)(CUdevice *);
     CUresult (*cuCtxGetLimit)(size_t *, CUlimit);
@@ -39,19 +40,23 @@ struct vgw_driver { /* NULL where this driver does not have it */
     CUresult (*cuGraphGetNodes)(CUgraph, CUgraphNode *, size_t *);
     CUresult (*cuGraphMemAllocNodeGetParams)(CUgraphNode, CUDA_MEM_ALLOC_NODE_PARAMS *);
     CUresult (*cuGraphNodeGetType)(CUgraphNode, CUgraphNodeType *);
+    CUresult (*cuGreenCtxDestroy)(CUgreenCtx);
     CUresult (*cuIpcCloseMemHandle)(CUdeviceptr);
     CUresult (*cuDevicePrimaryCtxRelease_v2)(CUdevice);
+    CUresult (*cuDevicePrimaryCtxRetain)(CUcontext *, CUdevice);
     CUresult (*cuLibraryUnload)(CUlibrary);
     CUresult (*cuMemFreeAsync)(CUdeviceptr, CUstream);
     CUresult (*cuMemFree_v2)(CUdeviceptr);
     CUresult (*cuMemGetAddressRange_v2)(CUdeviceptr *, size_t *, CUdeviceptr);
     CUresult (*cuMemGetAllocationPropertiesFromHandle)(CUmemAllocationProp *, CUmemGenericAllocationHandle);
+    CUresult (*cuMemPoolDestroy)(CUmemoryPool);
     CUresult (*cuMemPoolGetAttribute)(CUmemoryPool, CUmemPool_attribute, void *);
     CUresult (*cuMemPoolTrimTo)(CUmemoryPool, size_t);
     CUresult (*cuMemRelease)(CUmemGenericAllocationHandle);
     CUresult (*cuMemUnmap)(CUdeviceptr, size_t);
     CUresult (*cuMipmappedArrayDestroy)(CUmipmappedArray);
     CUresult (*cuModuleUnload)(CUmodule);
+    CUresult (*cuPointerGetAttribute)(void *, CUpointer_attribute, CUdeviceptr);
     CUresult (*cuStreamGetCtx)(CUstream, CUcontext *);
     CUresult (*cuStreamIsCapturing)(CUstream, CUstreamCaptureStatus *);
     CUresult (*cuStreamQuery)(CUstream);

@@ -20,6 +20,7 @@ enum vgw_kind {
     VGW_IMPORT,   /* handle of another process's physical memory: count as VGW_HANDLE's; its mappings are charged */
     VGW_EXTERNAL, /* another interface's memory */
     /* from here on, what ends with its context */
+    VGW_GREEN,   /* a green context, as a CUcontext: link is its primary one */
     VGW_LIMIT,   /* what cuCtxSetLimit reserved in a context */
     VGW_OPENED,  /* memory opened by cuIpcOpenMemHandle: count is how often it must be closed */
     VGW_CONTEXT, /* what a context takes itself, by its handle */

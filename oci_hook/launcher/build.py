@@ -12,7 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCES = {"vgpu-runtime": ("vgpu-runtime.c", "call.c", "shim.c", "refuse.c"), "vgpu-hook": ("vgpu-hook.c",)}
+SOURCES = {
+    "vgpu-runtime": ("vgpu-runtime.c", "call.c", "shim.c", "refuse.c", "keep.c"),
+    "vgpu-hook": ("vgpu-hook.c", "keep.c"),
+}
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
 HERE = Path(__file__).parent
 
@@ -39,7 +42,8 @@ def _compile(out: Path, name: str, sources: tuple[str, ...], cc: str, arch: str)
         *(str(HERE / source) for source in sources),
         *("-o", str(temporary)),
     ]
-    subprocess.run(command, check=True, timeout=300)
+    # on a busy machine, with its cache empty, zig needs minutes: it compiles its C library first
+    subprocess.run(command, check=True, timeout=1800)
     temporary.chmod(0o755)
     temporary.replace(out / name)
 

@@ -10,17 +10,19 @@ from typer.main import get_command
 
 from vgpu import __version__
 from vgpu.cli import app
+from vgpu.cli_help import EXAMPLES
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """path: ("vgpu", "configure", "docker"). options, arguments: (names, value or "", help)."""
+    """path: ("vgpu", "configure", "docker"). options, arguments: (names, value or "", help). examples: calls of it."""
 
     path: tuple[str, ...]
     help: str
     options: tuple[tuple[str, str, str], ...]
     arguments: tuple[tuple[str, str, str], ...]
     children: tuple[Command, ...]
+    examples: tuple[str, ...]
 
 
 def tree() -> Command:
@@ -44,6 +46,7 @@ def _command(found: Any, path: tuple[str, ...]) -> Command:
         (*options, ("-h, --help", "", "Show the help, and end.")),
         tuple(arguments),
         tuple(_command(child, (*path, name)) for name, child in sorted(children.items()) if not child.hidden),
+        EXAMPLES.get(" ".join(path[1:]), ()),
     )
 
 
@@ -76,6 +79,9 @@ def _page(command: Command) -> str:
         lines.append(".SH COMMANDS")
         for child in command.children:
             lines += [".TP", f"\\fB{_roff(' '.join(child.path[1:]))}\\fR", _roff(child.help)]
+    lines += [".SH EXAMPLES"] if command.examples else []
+    for call in command.examples:
+        lines += [".PP", f"\\fB{_roff(call)}\\fR"]
     lines += [
         ".SH EXIT STATUS",
         "0 done; 1 a bug or a closed pipe; 2 wrong usage, or with \\-\\-dry\\-run that something",
@@ -138,24 +144,37 @@ for word in "${{(@)words[2,CURRENT-1]}}"; do
         {paths}) path_="${{path_:+$path_ }}$word" ;;
     esac
 done
+local -a offered
 case "$path_" in
-{_table(rows, "compadd -- {words}")}
+{_table(rows, "offered=({words})")}
 esac
+compadd -a offered || _files
 """
 
 
 def _fish(root: Command) -> str:
-    lines = ["# vgpu's completion for fish"]
+    paths = " ".join(f"'{' '.join(command.path[1:])}'" for command in each(root) if command.path[1:])
+    lines = [
+        f"""\
+# vgpu's completion for fish
+function __vgpu_at --argument-names command --description 'Whether the words before the cursor name that command'
+    set -l path ''
+    for word in (commandline -opc)[2..-1]
+        set -l longer (string trim -- "$path $word")
+        contains -- "$longer" {paths}; and set path "$longer"
+    end
+    test "$path" = "$command"
+end"""
+    ]
     for command in each(root):
-        words = command.path[1:]
-        exactly = f"test (string join ' ' (commandline -opc)[2..-1]) = '{' '.join(words)}'"
+        here = f"complete -c vgpu -n \"__vgpu_at '{' '.join(command.path[1:])}'\""
         for child in command.children:
-            lines.append(f'complete -c vgpu -f -n "{exactly}" -a {child.path[-1]} -d "{_quoted(child.help)}"')
-        within = "; and ".join(f"__fish_seen_subcommand_from {word}" for word in words) or exactly
-        for names, _, text in command.options:
+            lines.append(f'{here} -f -a {child.path[-1]} -d "{_quoted(child.help)}"')
+        for names, value, text in command.options:
             for name in names.split(", "):
                 kind = "-l" if name.startswith("--") else "-s"
-                lines.append(f'complete -c vgpu -n "{within}" {kind} {name.lstrip("-")} -d "{_quoted(text)}"')
+                takes = " -r" if value else ""
+                lines.append(f'{here} {kind} {name.lstrip("-")}{takes} -d "{_quoted(text)}"')
     return "\n".join(lines) + "\n"
 
 

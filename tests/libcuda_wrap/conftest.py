@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.libcuda_wrap.wrapped import Box, simulated_driver
+from tests.libcuda_wrap.wrapped import Box, Start, simulated_driver, starter
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +43,11 @@ def plain_box(boxes: Callable[[str], Box]) -> Iterator[Box]:
     made = boxes("")
     yield made
     made.close()
+
+
+@pytest.fixture
+def start(box: Box, driver: Path) -> Start:
+    return starter(box, driver)
 
 
 @pytest.fixture(scope="session")

@@ -121,3 +121,12 @@ def test_the_nvml_that_is_asked_is_not_the_one_that_the_program_then_finds(plain
     plain_box.fresh(part(0, GIB))
     done = plain_box.run([sys.executable, "-c", NVML_AFTER_CUDA])
     assert (done.returncode, done.stdout.strip()) == (0, str(GIB)), done
+
+
+def test_a_context_is_charged_where_one_other_process_has_one(box: Box, check: Callable[[int, int], None]) -> None:
+    """The other one is in NVML's list before ours is, and is not ours."""
+    box.fresh(part(0, 100 * CONTEXT), context_bytes=CONTEXT)
+    client = box.client().ready()
+    assert client.ask("newctx 0")[0] == OK
+    box.client().ready()
+    check(3 * CONTEXT, 100 * CONTEXT)

@@ -18,6 +18,19 @@ from oci_hook import neighbours
 from tests.libcuda_wrap.wrapped import C_TESTS, GIB, INVALID_VALUE, OK, OUT_OF_MEMORY, Box, part
 
 
+def raced(program: str, sources: str, box: Path) -> subprocess.CompletedProcess[str]:
+    """Builds a C test with these sources of the wrapper, for the thread sanitizer, and runs it."""
+    command = ["gcc", "-g", "-O1", "-std=gnu11", "-D_GNU_SOURCE", "-fsanitize=thread", "-pthread"]
+    command += [str(PACKAGE / "src" / f"{name}.c") for name in sources.split()]
+    command += [str(C_TESTS / f"{program}.c"), *(f"-I{PACKAGE / name}" for name in ("src", "include", "generated"))]
+    subprocess.run([*command, f'-DVGW_BOX="{box}"', "-o", box / program], check=True, timeout=100)
+    # setarch: the sanitizer of gcc 12 does not know where newer kernels put libraries
+    return subprocess.run(
+        ["setarch", "-R", box / program],
+        env={**os.environ, "TSAN_OPTIONS": "exitcode=66"}, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+
+
 def test_no_data_race_between_threads(tmp_path: Path) -> None:
     """Without a driver, real or simulated: the sanitizer leaves no room for the addresses that one reserves."""
     box = Box(tmp_path, "thread")
@@ -25,15 +38,15 @@ def test_no_data_race_between_threads(tmp_path: Path) -> None:
     neighbour = tmp_path / "neighbour"
     neighbour.write_bytes(bytes(neighbours.SHARE_BYTES))  # idle: it lends all of its share
     (tmp_path / "gpu0/40.0.1.0.1").hardlink_to(neighbour)
-    sources = [PACKAGE / "src" / f"{name}.c" for name in ("ledger", "slot", "table", "region", "bucket", "neighbours")]
-    command = ["gcc", "-g", "-O1", "-std=gnu11", "-D_GNU_SOURCE", "-fsanitize=thread", "-pthread", *sources]
-    command += [C_TESTS / "races.c", f"-I{PACKAGE / 'src'}", f"-I{PACKAGE / 'include'}", f'-DVGW_BOX="{tmp_path}"']
-    subprocess.run([*command, "-o", tmp_path / "races"], check=True, timeout=100)
-    # setarch: the sanitizer of gcc 12 does not know where newer kernels put libraries
-    done = subprocess.run(
-        ["setarch", "-R", tmp_path / "races"],
-        env={**os.environ, "TSAN_OPTIONS": "exitcode=66"}, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+    done = raced("races", "ledger slot table region bucket neighbours", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", ""), done
+
+
+def test_shared_memory_adds_up_over_a_driver_that_agrees_to_everything(tmp_path: Path) -> None:
+    """Also what the simulated driver refuses, as drivers should; and threads."""
+    Box(tmp_path, "thread").slice(part(0, GIB))
+    sources = "ledger slot table region bucket neighbours charge pool vmm multicast"
+    done = raced("agreeable", sources, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", ""), done
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import signal
 import struct
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +39,10 @@ class Client:
 
     def words(self, command: str) -> list[str]:
         self.tell(command)
+        return self.answer_to(command)
+
+    def answer_to(self, command: str) -> list[str]:
+        """What it says to a command that was told."""
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
@@ -47,6 +54,10 @@ class Client:
         assert self.process.stdin
         self.process.stdin.write(command + "\n")
         self.process.stdin.flush()
+
+    def ok(self, *commands: str) -> None:
+        for command in commands:
+            assert self.ask(command)[0] == OK, command
 
     def ready(self, device: int = 0) -> Client:
         assert self.ask("init")[0] == OK
@@ -84,6 +95,7 @@ class Box:
         # programs are linked with the toolkit's stub of libcuda.so, and so are known to need every function
         Toolchain("gcc", sanitize).program([C_TESTS / "client.c"], folder / "client", flags=flags)
         Toolchain("gcc", sanitize).program([C_TESTS / "share.c"], folder / "load", flags=flags)
+        Toolchain("gcc", sanitize).program([C_TESTS / "kernels.c"], folder / "kernels", flags=flags)
         return cls(folder, sanitize)
 
     def fresh(self, *slices: Slice, gpus: int = 2, memory_bytes: int = 80 * GIB, context_bytes: int = 0) -> None:
@@ -164,9 +176,10 @@ class Box:
             "VGPU_SIM_DIR": str(self.folder / "sim"),
         }
 
-    def client(self, **environment: str) -> Client:
+    def client(self, program: str = "client", **environment: str) -> Client:
+        """A running client: tests/libcuda_wrap/c/client.c, or kernels.c."""
         process = subprocess.Popen(
-            [str(self.folder / "client")],
+            [str(self.folder / program)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -197,6 +210,75 @@ class Box:
             if client.process.poll() is None:
                 client.kill()
         self.clients.clear()
+
+
+SEED = int(os.environ.get("VGPU_TEST_SEED", time.time_ns() % 100_000))  # of a kill test: one that failed names it
+Start = Callable[[], Client]
+
+
+def sharer(box: Box, driver: Path) -> Path:
+    """The program tests/libcuda_wrap/c/sharer.c, built when first asked for."""
+    program = box.folder / "sharer"
+    if not program.exists():
+        flags = [f"-I{PACKAGE / 'include'}", f"-I{PACKAGE / 'generated'}", f"-L{driver}", "-l:libcuda.so.1", "-ldl"]
+        Toolchain("gcc", box.sanitize).program([C_TESTS / "sharer.c"], program, flags=flags)
+    return program
+
+
+def starter(box: Box, driver: Path) -> Start:
+    """Starts sharers, each with a context."""
+    program = sharer(box, driver)
+
+    def start() -> Client:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(
+            [program], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=box.environment()
+        )  # fmt: skip
+        box.clients.append(Client(process))
+        return box.clients[-1].ready()
+
+    return start
+
+
+def killed_at_random(box: Box, start: Start, turn: list[str], seed: int = SEED) -> None:
+    """Pairs of sharers that take turns until they are stopped, held against the driver's own count, and killed."""
+    print(f"VGPU_TEST_SEED={seed}")
+    chance = random.Random(seed)
+    for _ in range(12):
+        victims = [start(), start()]
+        for victim in victims:
+            victim.tell("\n".join(turn * 20))
+        time.sleep(chance.random() / 50)
+        for victim in victims:
+            victim.process.send_signal(signal.SIGSTOP)
+        while any("T" not in status(victim.process.pid) for victim in victims):
+            time.sleep(0.001)
+        assert box.used() >= held_by_the_living(box)
+        for victim in victims:
+            victim.kill()
+
+
+def held_by_the_living(box: Box) -> int:
+    """What the simulated GPU says of those who live: it may not have seen yet that others do not."""
+    living = {client.process.pid for client in box.clients if client.process.poll() is None}
+    processes = create.read_state(box.folder / "sim").gpus[0].processes
+    return sum(process.memory_bytes for process in processes if process.pid in living)
+
+
+def status(pid: int) -> str:
+    """The state of a process, as the kernel says it: "T (stopped)", "Z (zombie)" or another."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return next(line.split(maxsplit=1)[1] for line in text.splitlines() if line.startswith("State:"))
+
+
+def ok(client: Client, *commands: str) -> None:
+    for command in commands:
+        assert client.ask(command)[0] == OK, command
+
+
+def taken(box: Box, gpu: int = 0) -> int:
+    """What the simulated GPU itself says is in use, bytes."""
+    return create.read_state(box.folder / "sim").gpus[gpu].used_bytes
 
 
 def part(index: int, memory_bytes: int, cores_percent: int = 100) -> Slice:

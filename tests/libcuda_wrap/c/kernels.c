@@ -1,0 +1,181 @@
+/* kernels.c - as client.c, for code and what runs it: modules, functions, launches, graphs. It answers "result value". */
+#include <stdio.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "vgw_cuda.h"
+#include "cuda_prototypes.h"
+
+CUresult cuCtxSetCurrent(CUcontext context);
+CUresult cuFuncIsLoaded(int *state, CUfunction function);
+CUresult cuCtxFromGreenCtx(CUcontext *context, CUgreenCtx green);
+CUresult cuDevResourceGenerateDesc(CUdevResourceDesc *desc, CUdevResource *resources, unsigned count);
+CUresult cuDevSmResourceSplitByCount(CUdevResource *result, unsigned *groups, const CUdevResource *input,
+                                     CUdevResource *remaining, unsigned flags, unsigned least);
+CUresult cuGreenCtxStreamCreate(CUstream *stream, CUgreenCtx green, unsigned flags, int priority);
+CUresult cuLibraryGetKernel(CUkernel *kernel, CUlibrary library, const char *name);
+CUresult cuStreamBeginCapture_v2(CUstream stream, int mode);
+CUresult cuStreamCreate(CUstream *stream, unsigned int flags);
+CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph);
+
+typedef unsigned long long word;
+static word reg[64]; /* pointers and handles */
+
+#define HANDLE(type, number) ((type)(uintptr_t)reg[number])
+#define STREAM(number)       ((number) == 0 ? NULL : HANDLE(CUstream, number)) /* 0: the default one */
+
+static CUresult context_command(const char *verb, word a, word b)
+{
+    CUcontext context;
+    CUresult result;
+    if (strcmp(verb, "init") == 0)
+        return cuInit(0);
+    if (strcmp(verb, "primary") == 0) {
+        result = cuDevicePrimaryCtxRetain(&context, (CUdevice)a);
+        return result == CUDA_SUCCESS ? cuCtxSetCurrent(context) : result;
+    }
+    if (strcmp(verb, "release") == 0)
+        return cuDevicePrimaryCtxRelease_v2((CUdevice)a);
+    if (strcmp(verb, "reset") == 0)
+        return cuDevicePrimaryCtxReset_v2((CUdevice)a);
+    if (strcmp(verb, "newctx") == 0)
+        return cuCtxCreate_v2((CUcontext *)&reg[a], 0, (CUdevice)b);
+    if (strcmp(verb, "destroyctx") == 0)
+        return cuCtxDestroy_v2(HANDLE(CUcontext, a));
+    if (strcmp(verb, "setctx") == 0)
+        return cuCtxSetCurrent(HANDLE(CUcontext, a));
+    if (strcmp(verb, "sync") == 0)
+        return cuCtxSynchronize();
+    if (strcmp(verb, "alloc") == 0)
+        return cuMemAlloc_v2(&reg[a], b);
+    if (strcmp(verb, "free") == 0)
+        return cuMemFree_v2(reg[a]);
+    return CUDA_ERROR_UNKNOWN;
+}
+
+static CUresult module_command(const char *verb, word a, word b, word c)
+{
+    char image[96];
+    snprintf(image, sizeof image, "// vgpu-sim device_bytes=%llu function_bytes=%llu", b, c);
+    if (strcmp(verb, "module") == 0) /* register, bytes, bytes of each function */
+        return cuModuleLoadData((CUmodule *)&reg[a], image);
+    if (strcmp(verb, "library") == 0)
+        return cuLibraryLoadData((CUlibrary *)&reg[a], image, NULL, NULL, 0, NULL, NULL, 0);
+    if (strcmp(verb, "unload") == 0)
+        return cuModuleUnload(HANDLE(CUmodule, a));
+    if (strcmp(verb, "unload_library") == 0)
+        return cuLibraryUnload(HANDLE(CUlibrary, a));
+    if (strcmp(verb, "kernel_function") == 0)
+        return cuKernelGetFunction((CUfunction *)&reg[a], HANDLE(CUkernel, b));
+    if (strcmp(verb, "func_load") == 0)
+        return cuFuncLoad(HANDLE(CUfunction, a));
+    return CUDA_ERROR_UNKNOWN;
+}
+
+static CUresult launch_command(const char *verb, word a, word b)
+{
+    const CUfunction function = HANDLE(CUfunction, a);
+    if (strcmp(verb, "launch") == 0) /* function, register of the stream */
+        return cuLaunchKernel(function, 1, 1, 1, 32, 1, 1, 0, STREAM(b), NULL, NULL);
+    if (strcmp(verb, "launch_cooperative") == 0)
+        return cuLaunchCooperativeKernel(function, 1, 1, 1, 32, 1, 1, 0, STREAM(b), NULL);
+    if (strcmp(verb, "stream") == 0)
+        return cuStreamCreate((CUstream *)&reg[a], 1);
+    return CUDA_ERROR_UNKNOWN;
+}
+
+/* A part of the device with at least so many processors, or all of it for 0. */
+static CUresult make_green(CUgreenCtx *green, CUdevice device, unsigned processors)
+{
+    struct {
+        _Alignas(8) char bytes[144];
+    } whole, part;
+    CUdevResourceDesc description;
+    unsigned groups = 1;
+    CUresult result = cuDeviceGetDevResource(device, (CUdevResource *)&whole, CU_DEV_RESOURCE_TYPE_SM);
+    if (result == CUDA_SUCCESS && processors > 0)
+        result =
+            cuDevSmResourceSplitByCount((CUdevResource *)&part, &groups, (CUdevResource *)&whole, NULL, 0, processors);
+    if (result == CUDA_SUCCESS)
+        result = cuDevResourceGenerateDesc(&description, (CUdevResource *)(processors > 0 ? &part : &whole), 1);
+    return result == CUDA_SUCCESS ? cuGreenCtxCreate(green, description, device, 1) : result;
+}
+
+static CUresult green_command(const char *verb, word a, word b, word c)
+{
+    CUcontext context;
+    CUresult result;
+    if (strcmp(verb, "green") == 0) /* register, device, processors */
+        return make_green((CUgreenCtx *)&reg[a], (CUdevice)b, (unsigned)c);
+    if (strcmp(verb, "green_on") == 0) /* register, device: with another device's description */
+        return cuGreenCtxCreate((CUgreenCtx *)&reg[a], (CUdevResourceDesc)&reg[0], (CUdevice)b, 1);
+    if (strcmp(verb, "green_end") == 0)
+        return cuGreenCtxDestroy(HANDLE(CUgreenCtx, a));
+    if (strcmp(verb, "green_use") == 0) {
+        result = cuCtxFromGreenCtx(&context, HANDLE(CUgreenCtx, a));
+        return result == CUDA_SUCCESS ? cuCtxSetCurrent(context) : result;
+    }
+    if (strcmp(verb, "green_stream") == 0) /* register, green context */
+        return cuGreenCtxStreamCreate((CUstream *)&reg[a], HANDLE(CUgreenCtx, b), 1, 0);
+    return CUDA_ERROR_UNKNOWN;
+}
+
+static CUresult graph_command(const char *verb, word a, word b, word c)
+{
+    if (strcmp(verb, "g_capture") == 0) { /* graph, function, launches of it */
+        CUstream stream;
+        CUresult result = cuStreamCreate(&stream, 1);
+        if (result == CUDA_SUCCESS)
+            result = cuStreamBeginCapture_v2(stream, 0);
+        for (word at = 0; result == CUDA_SUCCESS && at < c; at++)
+            result = cuLaunchKernel(HANDLE(CUfunction, b), 1, 1, 1, 32, 1, 1, 0, stream, NULL, NULL);
+        return result == CUDA_SUCCESS ? cuStreamEndCapture(stream, (CUgraph *)&reg[a]) : result;
+    }
+    if (strcmp(verb, "g_make") == 0) /* executable, graph, flags */
+        return cuGraphInstantiateWithFlags((CUgraphExec *)&reg[a], HANDLE(CUgraph, b), c);
+    if (strcmp(verb, "g_make_params") == 0) {
+        CUDA_GRAPH_INSTANTIATE_PARAMS params = {.flags = c};
+        return cuGraphInstantiateWithParams((CUgraphExec *)&reg[a], HANDLE(CUgraph, b), &params);
+    }
+    if (strcmp(verb, "g_launch") == 0)
+        return cuGraphLaunch(HANDLE(CUgraphExec, a), STREAM(b));
+    if (strcmp(verb, "g_end") == 0)
+        return cuGraphExecDestroy(HANDLE(CUgraphExec, a));
+    return CUDA_ERROR_UNKNOWN;
+}
+
+static CUresult named_command(const char *verb, word a, word b, const char *name)
+{
+    if (strcmp(verb, "function") == 0) /* register, module, name */
+        return cuModuleGetFunction((CUfunction *)&reg[a], HANDLE(CUmodule, b), name);
+    if (strcmp(verb, "kernel") == 0)
+        return cuLibraryGetKernel((CUkernel *)&reg[a], HANDLE(CUlibrary, b), name);
+    return CUDA_ERROR_UNKNOWN;
+}
+
+int main(void)
+{
+    char line[256], verb[32], text[3][64];
+    while (fgets(line, sizeof line, stdin) != NULL) {
+        word number[3] = {0, 0, 0};
+        memset(text, 0, sizeof text);
+        sscanf(line, "%31s %63s %63s %63s", verb, text[0], text[1], text[2]);
+        for (unsigned at = 0; at < 3; at++)
+            sscanf(text[at], "%llu", &number[at]);
+        CUresult result = context_command(verb, number[0], number[1]);
+        if (result == CUDA_ERROR_UNKNOWN)
+            result = module_command(verb, number[0], number[1], number[2]);
+        if (result == CUDA_ERROR_UNKNOWN)
+            result = launch_command(verb, number[0], number[1]);
+        if (result == CUDA_ERROR_UNKNOWN)
+            result = green_command(verb, number[0], number[1], number[2]);
+        if (result == CUDA_ERROR_UNKNOWN)
+            result = graph_command(verb, number[0], number[1], number[2]);
+        if (result == CUDA_ERROR_UNKNOWN)
+            result = named_command(verb, number[0], number[1], text[2]);
+        printf("%d %llu\n", result, reg[number[0] % 64]);
+        fflush(stdout);
+    }
+    return 0;
+}
