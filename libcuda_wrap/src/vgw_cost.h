@@ -13,14 +13,13 @@ struct vgw_cost {
     uint64_t samples;              /* 0: not known yet */
     uint64_t lowest_ns, window_ns; /* since when, CLOCK_MONOTONIC */
     uint32_t in_window;
-    bool alone; /* `ns` is of runs that nobody disturbed */
 };
 
 /* The cost with this key, new or known; stays valid until vgw_cost_forget_all. */
 struct vgw_cost *vgw_cost_of(uint64_t key);
 
 /* A measurement: `ns` for one launch. */
-void vgw_cost_learn(struct vgw_cost *cost, uint64_t ns, bool alone, uint64_t now_ns);
+void vgw_cost_learn(struct vgw_cost *cost, uint64_t ns, uint64_t now_ns);
 
 void vgw_cost_forget_all(void);
 
