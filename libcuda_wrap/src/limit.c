@@ -38,7 +38,7 @@ static uint64_t wait_for_share(unsigned gpu, uint64_t key)
         if (room && vgw_bucket_borrow(gpu))
             continue;
         waited = true;
-        sleep_ns(wait > LOOK_NS && vgw_bucket_soft(gpu) ? LOOK_NS : wait);
+        sleep_ns(wait > LOOK_NS && (vgw_bucket_soft(gpu) || vgw_measure_under_way(gpu)) ? LOOK_NS : wait);
         if (!room && poll < POLL_MAX)
             poll *= 2;
         const uint64_t now = vgw_now_ns();

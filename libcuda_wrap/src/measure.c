@@ -24,7 +24,6 @@
 #define SMALLEST_NS  50000u   /* goal of the first batch that may have more than one launch */
 #define MOST_STRETCH 16.0     /* more neighbours at once are not believed */
 #define SHORT_NS     750000u
-#define ALONE_PART   0.97
 #define BACKLOG_NS   20000000u /* of estimated time, unmeasured: no more is launched */
 
 struct batch {
@@ -109,7 +108,7 @@ static bool between(CUevent from, CUevent to, int64_t *ns)
 }
 
 /* What the batch took is shared out among its kinds in proportion to their estimates; returns the new estimate. */
-static uint64_t learn(struct batch *batch, uint64_t took_ns, bool alone)
+static uint64_t learn(struct batch *batch, uint64_t took_ns, bool own)
 {
     const uint64_t now = vgw_now_ns();
     uint64_t sum = 0, known = 0;
@@ -118,7 +117,7 @@ static uint64_t learn(struct batch *batch, uint64_t took_ns, bool alone)
     for (unsigned kind = 0; kind < batch->kinds; kind++) {
         struct vgw_cost *cost = batch->costs[kind];
         const double part = (double)(cost->ns + 1) / (double)(known == 0 ? 1 : known);
-        vgw_cost_learn(cost, (uint64_t)(part * (double)took_ns), alone, now);
+        vgw_cost_learn(cost, (uint64_t)(part * (double)took_ns), own, now);
         sum += batch->launches[kind] * cost->ns;
     }
     return sum;
@@ -157,22 +156,14 @@ static void settle(struct lane *lane, unsigned gpu, struct batch *batch)
         launches += batch->launches[kind];
     lane->settled_end_ns = vgw_now_ns();
     if (span_of(lane, batch, &span)) {
-        struct vgw_own own = {span.own_ns, true};
-        const bool is_alone = vgw_alone(gpu, vgw_now_ns());
-        if (!is_alone)
+        struct vgw_own own = {span.own_ns, vgw_alone(gpu, vgw_now_ns())};
+        if (!own.all_seen && span.took_ns >= SHORT_NS * launches)
             own = vgw_past_own(gpu, span.end_ns - span.own_ns, span.end_ns);
         const double part = span.own_ns == 0 ? 1 : (double)own.ns / (double)span.own_ns;
-        const bool alone = !own.all_seen || span.took_ns < SHORT_NS * launches || part > ALONE_PART;
         const bool learns = !span.overlaps || batch->unknown;
-        const uint64_t expected =
-            learns ? learn(batch, (uint64_t)((alone && own.all_seen ? 1 : part) * (double)span.took_ns), alone)
-                   : batch->estimated_ns;
-        bool known = true;
-        for (unsigned kind = 0; kind < batch->kinds; kind++)
-            known &= batch->costs[kind]->alone;
-        charge_ns = !known ? own.ns : span.own_ns < expected ? span.own_ns : expected;
-        if (is_alone)
-            charge_ns = span.own_ns;
+        const uint64_t own_took = (uint64_t)(part * (double)span.took_ns);
+        const uint64_t expected = learns ? learn(batch, own_took, own.all_seen) : batch->estimated_ns;
+        charge_ns = own.all_seen || own.ns < expected ? own.ns : expected;
         if (!span.overlaps && expected > 0)
             lane->stretch = (lane->stretch + (double)span.took_ns / (double)expected) / 2;
         lane->settled_end_ns = span.end_ns;
@@ -236,6 +227,14 @@ bool vgw_measure_room(unsigned gpu)
     relax(&mode);
     pthread_mutex_unlock(&lock);
     return room;
+}
+
+bool vgw_measure_under_way(unsigned gpu)
+{
+    pthread_mutex_lock(&lock);
+    const bool any = lanes[gpu].first != lanes[gpu].next;
+    pthread_mutex_unlock(&lock);
+    return any;
 }
 
 /* Two events of the context; those of the batch that was here before, if they are of the same. */

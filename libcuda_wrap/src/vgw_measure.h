@@ -22,6 +22,9 @@ uint64_t vgw_measure_estimate(uint64_t key);
 /* Settles what has ended. false: more than may be is still unmeasured; ask again later. */
 bool vgw_measure_room(unsigned gpu);
 
+/* Whether something that was launched was not seen to have ended. */
+bool vgw_measure_under_way(unsigned gpu);
+
 /* Around the driver's call. The second with its result: a launch that failed is given back. */
 void vgw_measure_begin(const struct vgw_launch *launch);
 void vgw_measure_end(const struct vgw_launch *launch, CUresult result);
