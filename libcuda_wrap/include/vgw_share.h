@@ -14,7 +14,7 @@
 
 #include <stdint.h>
 
-#include "vgw_quota.h"
+#include "vgw_usage.h"
 
 /* Times are CLOCK_MONOTONIC. All zero: it has launched nothing. */
 struct vgw_share_gpu {
@@ -31,9 +31,11 @@ struct vgw_share_gpu {
 #define VGW_CELLS      16384u
 
 /* When the container's processes had work on the GPU, a ring of cells. Cell n is at n % VGW_CELLS and holds n 32 bits |
- * nanoseconds 32 bits: for how long a process had work in it, summed over processes. The next second is told as expected. */
+ * nanoseconds 32 bits: for how long a process had work in it, summed over processes. What is under way is told ahead, as
+ * expected; until when, is kept for each slot of the usage file: of the dead it is taken off again. */
 struct vgw_share_past {
     uint64_t cells[VGW_CELLS];
+    uint64_t until_ns[VGW_MAX_SLOTS];
 };
 
 struct vgw_share {
@@ -41,6 +43,6 @@ struct vgw_share {
     struct vgw_share_past past[VGW_MAX_GPUS];
 };
 
-_Static_assert(sizeof(struct vgw_share) == 2098176, "share layout 2");
+_Static_assert(sizeof(struct vgw_share) == 2229248, "share layout 2");
 
 #endif

@@ -5,7 +5,6 @@
 #include <time.h>
 
 #include "vgw_neighbours.h"
-#include "vgw_past.h"
 #include "vgw_region.h"
 
 #define REFILL_NS 20000u  /* not more often: each refill drops a fraction of a token */

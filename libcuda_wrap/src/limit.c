@@ -11,7 +11,7 @@
 #include "cuda_handlers.h"
 
 #define SLICE_NS 5000000u  /* longest sleep: then shares may have changed, and tokens come back */
-#define REAP_NS  50000000u /* how often a waiting launch looks for dead processes, whose tokens come back */
+#define REAP_NS  20000000u /* how often a waiting launch looks for dead processes, whose tokens come back */
 #define POLL_NS  100000u   /* first sleep while too much is unmeasured; doubles */
 #define POLL_MAX 1000000u
 #define LOOK_NS  1000000u /* longest sleep of who may borrow: neighbours do not say when they stop */

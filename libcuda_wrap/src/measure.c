@@ -20,10 +20,10 @@
 
 #define BATCHES      16u
 #define KINDS        8u
-#define BATCH_NS     2000000u /* of estimated time: then a batch is closed */
-#define SMALLEST_NS  50000u   /* goal of the first batch that may have more than one launch */
-#define MOST_STRETCH 16.0     /* more neighbours at once are not believed */
-#define SHORT_NS     750000u
+#define BATCH_NS     2000000u  /* of estimated time: then a batch is closed */
+#define SMALLEST_NS  50000u    /* goal of the first batch that may have more than one launch */
+#define MOST_STRETCH 16.0      /* more neighbours at once are not believed */
+#define LONG_NS      750000u   /* of one launch: shorter ones have moments enough at which nobody disturbs */
 #define BACKLOG_NS   20000000u /* of estimated time, unmeasured: no more is launched */
 
 struct batch {
@@ -87,7 +87,7 @@ static void tell_active(const struct lane *lane, unsigned gpu)
     const double stretch = lane->stretch < 1 ? 1 : lane->stretch > MOST_STRETCH ? MOST_STRETCH : lane->stretch;
     const uint64_t now = vgw_now_ns(), left = (uint64_t)((double)lane->estimated_ns * stretch);
     vgw_tell_active(gpu, now + left + left / 4);
-    vgw_past_work(gpu, now, now + 2 * left);
+    vgw_past_work(gpu, now, now + 2 * left); /* twice: who waits for a kernel cannot tell more before it has ended */
 }
 
 static void close_batch(struct batch *batch)
@@ -148,30 +148,36 @@ static bool span_of(const struct lane *lane, const struct batch *batch, struct s
     return true;
 }
 
+/* What the batch is charged, and what is learned from it. */
+static uint64_t charge_of(struct lane *lane, unsigned gpu, struct batch *batch, const struct span *span,
+                          uint64_t launches)
+{
+    struct vgw_own own = {span->own_ns, vgw_alone(gpu, vgw_now_ns())};
+    if (!own.all_seen && span->took_ns >= LONG_NS * launches)
+        own = vgw_past_own(gpu, span->end_ns - span->own_ns, span->end_ns);
+    const double part = span->own_ns == 0 ? 1 : (double)own.ns / (double)span->own_ns;
+    const uint64_t took = (uint64_t)(part * (double)span->took_ns);
+    const bool learns = !span->overlaps || batch->unknown;
+    const uint64_t expected = learns ? learn(batch, took, own.all_seen) : batch->estimated_ns;
+    if (!span->overlaps && expected > 0)
+        lane->stretch = (lane->stretch + (double)span->took_ns / (double)expected) / 2;
+    return own.all_seen || own.ns < expected ? own.ns : expected;
+}
+
 static void settle(struct lane *lane, unsigned gpu, struct batch *batch)
 {
     struct span span;
     uint64_t charge_ns = batch->estimated_ns, launches = 0;
     for (unsigned kind = 0; kind < batch->kinds; kind++)
         launches += batch->launches[kind];
-    lane->settled_end_ns = vgw_now_ns();
-    if (span_of(lane, batch, &span)) {
-        struct vgw_own own = {span.own_ns, vgw_alone(gpu, vgw_now_ns())};
-        if (!own.all_seen && span.took_ns >= SHORT_NS * launches)
-            own = vgw_past_own(gpu, span.end_ns - span.own_ns, span.end_ns);
-        const double part = span.own_ns == 0 ? 1 : (double)own.ns / (double)span.own_ns;
-        const bool learns = !span.overlaps || batch->unknown;
-        const uint64_t own_took = (uint64_t)(part * (double)span.took_ns);
-        const uint64_t expected = learns ? learn(batch, own_took, own.all_seen) : batch->estimated_ns;
-        charge_ns = own.all_seen || own.ns < expected ? own.ns : expected;
-        if (!span.overlaps && expected > 0)
-            lane->stretch = (lane->stretch + (double)span.took_ns / (double)expected) / 2;
-        lane->settled_end_ns = span.end_ns;
-    }
+    const bool measured = span_of(lane, batch, &span);
+    if (measured)
+        charge_ns = charge_of(lane, gpu, batch, &span, launches);
     const uint64_t tokens = vgw_bucket_tokens(gpu, charge_ns);
     vgw_bucket_correct(gpu, (int64_t)(tokens - batch->tokens));
     vgw_bucket_used(gpu, tokens, launches);
     lane->settled_end = batch->lost ? NULL : batch->end;
+    lane->settled_end_ns = measured ? span.end_ns : vgw_now_ns();
     lane->settled_context = batch->context;
     lane->estimated_ns -= batch->estimated_ns;
     lane->tokens -= batch->tokens;
@@ -232,7 +238,8 @@ bool vgw_measure_room(unsigned gpu)
 bool vgw_measure_under_way(unsigned gpu)
 {
     pthread_mutex_lock(&lock);
-    const bool any = lanes[gpu].first != lanes[gpu].next;
+    const struct lane *lane = &lanes[gpu];
+    const bool any = lane->first != lane->next && lane->batches[lane->first % BATCHES].closed;
     pthread_mutex_unlock(&lock);
     return any;
 }

@@ -66,17 +66,31 @@ static int64_t add(uint64_t *cell, uint64_t number, int64_t ns)
     return then - had;
 }
 
-static void tell(unsigned gpu, uint64_t from, uint64_t to, int sign)
+/* own: cells of this process; NULL: it is for another, who is dead. */
+static void tell_cells(unsigned gpu, uint64_t from, uint64_t to, int sign, uint64_t *own)
 {
     if (from + (VGW_CELLS - AHEAD) * CELL_NS < to)
         from = to - (VGW_CELLS - AHEAD) * CELL_NS;
     while (from < to) {
         const uint64_t number = from >> VGW_CELL_SHIFT, end = (number + 1) << VGW_CELL_SHIFT;
         const int64_t ns = (int64_t)((to < end ? to : end) - from);
-        const int64_t done = add(&ours[gpu].cells[number % VGW_CELLS], number, sign * ns);
+        const int64_t done = own == NULL ? sign * ns : add(&own[number % VGW_CELLS], number, sign * ns);
         add(&vgw_share->past[gpu].cells[number % VGW_CELLS], number, done);
         from = end;
     }
+}
+
+static void tell(unsigned gpu, uint64_t from, uint64_t to, int sign)
+{
+    tell_cells(gpu, from, to, sign, ours[gpu].cells);
+}
+
+static void remember(unsigned gpu, uint64_t until_ns)
+{
+    const int slot = vgw_own_slot();
+    ours[gpu].until_ns = until_ns;
+    if (slot >= 0)
+        __atomic_store_n(&vgw_share->past[gpu].until_ns[slot], until_ns, __ATOMIC_RELAXED);
 }
 
 void vgw_past_work(unsigned gpu, uint64_t from_ns, uint64_t until_ns)
@@ -90,7 +104,7 @@ void vgw_past_work(unsigned gpu, uint64_t from_ns, uint64_t until_ns)
     if (vgw_share == NULL || until_ns < from_ns + SMALL_NS)
         return;
     tell(gpu, from_ns, until_ns, 1);
-    *told = until_ns;
+    remember(gpu, until_ns);
 }
 
 void vgw_past_done(unsigned gpu, uint64_t from_ns, uint64_t end_ns)
@@ -102,7 +116,17 @@ void vgw_past_done(unsigned gpu, uint64_t from_ns, uint64_t end_ns)
         tell(gpu, end_ns, *told, -1);
     else
         tell(gpu, from_ns > *told ? from_ns : *told, end_ns, 1);
-    *told = end_ns;
+    remember(gpu, end_ns);
+}
+
+void vgw_past_recover(unsigned slot)
+{
+    const uint64_t now = vgw_now_ns();
+    for (unsigned gpu = 0; gpu < vgw_quota->gpu_count && vgw_share != NULL; gpu++) {
+        const uint64_t until = __atomic_exchange_n(&vgw_share->past[gpu].until_ns[slot], 0, __ATOMIC_RELAXED);
+        const uint64_t most = now + AHEAD * CELL_NS;
+        tell_cells(gpu, now, until < most ? until : most, -1, NULL);
+    }
 }
 
 /* The cells as columns of the last in `stretch`; minus: cells to take off, or NULL. */

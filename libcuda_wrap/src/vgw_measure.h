@@ -22,7 +22,7 @@ uint64_t vgw_measure_estimate(uint64_t key);
 /* Settles what has ended. false: more than may be is still unmeasured; ask again later. */
 bool vgw_measure_room(unsigned gpu);
 
-/* Whether something that was launched was not seen to have ended. */
+/* Whether something is under way whose end is worth looking for. */
 bool vgw_measure_under_way(unsigned gpu);
 
 /* Around the driver's call. The second with its result: a launch that failed is given back. */

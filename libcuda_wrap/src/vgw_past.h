@@ -20,6 +20,9 @@ struct vgw_own {
 /* Of a stretch of time in which this process had work. */
 struct vgw_own vgw_past_own(unsigned gpu, uint64_t from_ns, uint64_t to_ns);
 
+/* What a dead process had told of the time to come is taken off. The caller has the slot's lock. */
+void vgw_past_recover(unsigned slot);
+
 void vgw_past_forked(void);
 
 #endif
