@@ -72,7 +72,7 @@ void vgw_limit_begin(struct vgw_launch *launch, const void *what, uint64_t size,
         return; /* captured: the graph's launch is charged */
     *launch = (struct vgw_launch){place.context, stream, (key_of(what, size) ^ place.gpu) | 1, 0, place.gpu, true};
     launch->tokens = wait_for_share(place.gpu, launch->key);
-    vgw_measure_begin(launch);
+    launch->limited = vgw_measure_begin(launch);
 }
 
 CUresult vgw_limit_end(const struct vgw_launch *launch, CUresult result)

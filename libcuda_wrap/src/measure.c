@@ -304,7 +304,7 @@ static struct batch *joinable(struct lane *lane, const struct vgw_launch *launch
     return joins ? batch : NULL;
 }
 
-void vgw_measure_begin(const struct vgw_launch *launch)
+bool vgw_measure_begin(const struct vgw_launch *launch)
 {
     struct lane *lane = &lanes[launch->gpu];
     CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
@@ -334,6 +334,9 @@ void vgw_measure_begin(const struct vgw_launch *launch)
     }
     relax(&mode);
     pthread_mutex_unlock(&lock);
+    if (batch == NULL) /* many threads at once: what was taken is what it costs */
+        vgw_bucket_used(launch->gpu, launch->tokens, 1);
+    return batch != NULL;
 }
 
 void vgw_measure_end(const struct vgw_launch *launch, CUresult result)

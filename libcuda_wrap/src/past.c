@@ -13,11 +13,13 @@
 #include "vgw_neighbours.h"
 #include "vgw_region.h"
 
-#define CELL_NS  (UINT64_C(1) << VGW_CELL_SHIFT)
-#define AHEAD    4096u /* cells that may be told of the future; the others are the past */
-#define COLUMNS  256u  /* into which a stretch is divided */
-#define SEEN     32u   /* neighbours at once; of more, the others are as if they told nothing */
-#define KNOWN    64u
+#define CELL_NS (UINT64_C(1) << VGW_CELL_SHIFT)
+#define AHEAD   4096u /* cells that may be told of the future; the others are the past */
+#define COLUMNS 256u  /* into which a stretch is divided */
+#define SEEN    32u   /* neighbours at once; of more, the others are as if they told nothing */
+#define KNOWN   64u
+#define MOST                                                                                                           \
+    31.0 /* processes beside us at once: else a lie would make a launch cost nothing, and no queue would be too long */
 #define SAVED_NS 1000000000.0 /* of its share that a neighbour may have used less before, and more now */
 #define SMALL_NS (CELL_NS / 8)
 
@@ -202,7 +204,8 @@ static struct allowance *allowance_of(unsigned gpu, unsigned long inode, unsigne
 /* Of a moment at which on average `others` processes had work beside us: our part. */
 static double part_beside(double others)
 {
-    const double whole = (double)(uint64_t)others, more = others - whole; /* `more` of the time one more than `whole` */
+    const double believed = others < MOST ? others : MOST;
+    const double whole = (double)(uint64_t)believed, more = believed - whole; /* `more` of the time one more */
     return (1 - more) / (1 + whole) + more / (2 + whole);
 }
 

@@ -24,7 +24,9 @@ def test_no_data_race_between_threads(tmp_path: Path) -> None:
     neighbour = tmp_path / "neighbour"
     neighbour.write_bytes(bytes(neighbours.SHARE_BYTES))  # idle: it lends all of its share
     (tmp_path / "gpu0/40.0.1.0.1").hardlink_to(neighbour)
-    sources = [PACKAGE / "src" / f"{name}.c" for name in ("ledger", "slot", "table", "region", "bucket", "neighbours")]
+    sources = [
+        PACKAGE / "src" / f"{name}.c" for name in ("ledger", "slot", "table", "region", "bucket", "neighbours", "past")
+    ]
     command = ["gcc", "-g", "-O1", "-std=gnu11", "-D_GNU_SOURCE", "-fsanitize=thread", "-pthread", *sources]
     command += [C_TESTS / "races.c", f"-I{PACKAGE / 'src'}", f"-I{PACKAGE / 'include'}", f'-DVGW_BOX="{tmp_path}"']
     subprocess.run([*command, "-o", tmp_path / "races"], check=True, timeout=100)
