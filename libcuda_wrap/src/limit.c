@@ -13,7 +13,7 @@
 #include "cuda_handlers.h"
 
 #define SLICE_NS 5000000u  /* longest sleep: then shares may have changed, and tokens come back */
-#define REAP_NS  50000000u /* how often a waiting launch looks for dead processes, whose tokens come back */
+#define REAP_NS  20000000u /* how often a waiting launch looks for dead processes, whose tokens come back */
 #define POLL_NS  100000u   /* first sleep while too much is unmeasured; doubles */
 #define POLL_MAX 1000000u
 #define LOOK_NS  1000000u /* longest sleep of who may borrow: neighbours do not say when they stop */
@@ -40,7 +40,7 @@ static uint64_t wait_for_share(unsigned gpu, uint64_t key)
         if (room && vgw_bucket_borrow(gpu))
             continue;
         waited = true;
-        sleep_ns(wait > LOOK_NS && vgw_bucket_soft(gpu) ? LOOK_NS : wait);
+        sleep_ns(wait > LOOK_NS && (vgw_bucket_soft(gpu) || vgw_measure_under_way(gpu)) ? LOOK_NS : wait);
         if (!room && poll < POLL_MAX)
             poll *= 2;
         const uint64_t now = vgw_now_ns();
@@ -75,7 +75,7 @@ void vgw_limit_begin(struct vgw_launch *launch, const void *what, uint64_t size,
     *launch = (struct vgw_launch){place.context, stream, (key_of(what, size) ^ place.gpu ^ vgw_green_of(stream)) | 1, 0,
                                   place.gpu,     true};
     launch->tokens = wait_for_share(place.gpu, launch->key);
-    vgw_measure_begin(launch);
+    launch->limited = vgw_measure_begin(launch);
 }
 
 CUresult vgw_limit_end(const struct vgw_launch *launch, CUresult result)

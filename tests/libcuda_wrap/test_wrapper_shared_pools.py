@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,25 @@ def test_what_nobody_can_measure_is_refused(box: Box, start: Start, attribute: s
     create.set_fault(box.folder / "sim", "")
     ok(user, f"p_end {POOL}")
     assert box.used() == PIECE
+
+
+def test_maker_and_importer_in_different_containers_are_charged_each(boxes: Callable[[str], Box], driver: Path) -> None:
+    one, other = boxes(""), boxes("address,undefined")
+    one.fresh(part(0, 6 * MIB))
+    other.fresh(part(0, 4 * MIB))
+    maker = starter(one, driver)()
+    user = starter(other, driver, VGPU_SIM_DIR=str(one.folder / "sim"))()
+    fd, name = shared(maker, 6 * MIB)
+    assert imported(user, maker, fd, name) == OUT_OF_MEMORY
+    ok(user, f"p_end {POOL}")
+    other.resize(0, 6 * MIB)
+    assert imported(user, maker, fd, name) == OK
+    assert (one.used(), other.used()) == (6 * MIB, 6 * MIB)
+    maker.kill()
+    ok(starter(one, driver)(), f"alloc {PLAIN} 1")
+    assert (one.used(), other.used()) == (1, 6 * MIB)
+    one.close()
+    other.close()
 
 
 def test_processes_killed_while_they_share_leave_nothing(plain_box: Box, driver: Path) -> None:

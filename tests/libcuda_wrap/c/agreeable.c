@@ -9,6 +9,7 @@
 
 #include "cuda_handlers.h"
 #include "vgw_charge.h"
+#include "vgw_late.h"
 #include "vgw_ledger.h"
 #include "vgw_vmm.h"
 
@@ -17,10 +18,15 @@ enum { THREADS = 4, ROUNDS = 1000, BYTES = 4096 };
 /* The driver's place: one GPU, which is the slice's first. */
 struct vgw_driver vgw_driver;
 int vgw_only_gpu;
+uint32_t vgw_late; /* nothing is taken unseen */
 void *vgw_real_table[4096];
 bool vgw_real_loaded = true;
 
 void vgw_real_load(void)
+{
+}
+
+void vgw_late_look_now(void)
 {
 }
 
