@@ -41,6 +41,7 @@ CUDA = Wrapper(
         "charge.c",
         "pool.c",
         "array.c",
+        "tiles.c",
         "vmm.c",
         "context.c",
         "green.c",

@@ -26,6 +26,16 @@ typedef struct {
     unsigned int reserved[4];
 } CUDA_ARRAY_MEMORY_REQUIREMENTS;
 
+typedef struct {
+    struct {
+        unsigned int width, height, depth; /* elements */
+    } tileExtent;
+    unsigned int miptailFirstLevel;
+    unsigned long long miptailSize;
+    unsigned int flags;
+    unsigned int reserved[4];
+} CUDA_ARRAY_SPARSE_PROPERTIES;
+
 enum { CU_MEMORYTYPE_HOST = 1, CU_MEMORYTYPE_DEVICE = 2, CU_MEMORYTYPE_ARRAY = 3, CU_MEMORYTYPE_UNIFIED = 4 };
 
 typedef struct {
@@ -86,6 +96,8 @@ _Static_assert(sizeof(CUmemAllocationProp) == 32, "CUDA 13.0");
 _Static_assert(sizeof(CUmemPoolProps) == 88, "CUDA 13.0");
 _Static_assert(sizeof(CUDA_ARRAY_DESCRIPTOR) == 24, "CUDA 13.0");
 _Static_assert(sizeof(CUDA_ARRAY3D_DESCRIPTOR) == 40, "CUDA 13.0");
+_Static_assert(sizeof(CUDA_ARRAY_SPARSE_PROPERTIES) == 48, "CUDA 13.0");
+_Static_assert(sizeof(CUarrayMapInfo) == 96, "CUDA 13.0");
 _Static_assert(sizeof(CUDA_MEMCPY2D) == 128, "CUDA 13.0");
 _Static_assert(sizeof(CUDA_MEMCPY3D) == 200, "CUDA 13.0");
 _Static_assert(sizeof(CUlaunchConfig) == 56, "CUDA 13.0");

@@ -168,6 +168,27 @@ VGS_API cuMemRelease(CUmemGenericAllocationHandle handle)
     return CUDA_SUCCESS;
 }
 
+void *vgs_physical_hold(CUmemGenericAllocationHandle handle, CUdevice device, uint64_t end)
+{
+    struct physical *physical = physical_of(handle);
+    if (!physical || !physical->handles || physical->device != device || end > physical->size ||
+        !(physical->prop.allocFlags.usage & CU_MEM_CREATE_USAGE_TILE_POOL))
+        return NULL;
+    pthread_mutex_lock(&vmm_lock);
+    physical->mappings++;
+    pthread_mutex_unlock(&vmm_lock);
+    return physical;
+}
+
+void vgs_physical_let_go(void *object)
+{
+    struct physical *physical = object;
+    pthread_mutex_lock(&vmm_lock);
+    physical->mappings--;
+    drop(physical);
+    pthread_mutex_unlock(&vmm_lock);
+}
+
 VGS_API cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp *prop, CUmemGenericAllocationHandle handle)
 {
     VGS_ENTER();

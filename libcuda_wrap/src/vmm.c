@@ -5,16 +5,30 @@
  * and has the bytes.
  */
 #include "vgw_charge.h"
+#include "vgw_object.h"
 
 #include "cuda_handlers.h"
 
 static uint64_t last_object;
 
-static void let_go(uint64_t object)
+void vgw_object_let_go(uint64_t object)
 {
     struct vgw_entry entry;
     if (vgw_table_count(VGW_OBJECT, object, -1, &entry) && entry.count == 0)
         vgw_refund(entry.gpu, entry.bytes);
+}
+
+void vgw_object_hold(uint64_t object)
+{
+    struct vgw_entry entry;
+    vgw_table_count(VGW_OBJECT, object, 1, &entry);
+}
+
+uint64_t vgw_object_of(uint64_t handle)
+{
+    struct vgw_entry entry, object;
+    return vgw_table_get(VGW_HANDLE, handle, &entry) && vgw_table_count(VGW_OBJECT, entry.link, 1, &object) ? entry.link
+                                                                                                            : 0;
 }
 
 CUresult vgw_mem_create(vgw_fn_mem_create *real, CUmemGenericAllocationHandle *handle, size_t size,
@@ -47,7 +61,7 @@ CUresult vgw_mem_create(vgw_fn_mem_create *real, CUmemGenericAllocationHandle *h
         result = CUDA_ERROR_OUT_OF_MEMORY;
     } else if (!vgw_keep(VGW_HANDLE, *handle, 0, object, gpu)) {
         vgw_driver.cuMemRelease(*handle);
-        let_go(object);
+        vgw_object_let_go(object);
         result = CUDA_ERROR_OUT_OF_MEMORY;
     }
     return result;
@@ -61,7 +75,7 @@ static CUresult release(vgw_fn_mem_release *real, CUmemGenericAllocationHandle h
         vgw_table_count(kind, handle, -1, &entry); /* before the call: the handle may come back at once */
     const CUresult result = real(handle);
     if (known && result == CUDA_SUCCESS && kind == VGW_HANDLE) {
-        let_go(entry.link);
+        vgw_object_let_go(entry.link);
     } else if (known && result != CUDA_SUCCESS && !vgw_table_count(kind, handle, 1, &old)) {
         entry.count = 1;
         vgw_table_put(&entry, &old);
@@ -89,7 +103,7 @@ static CUresult map(vgw_fn_mem_map *real, CUdeviceptr ptr, size_t size, size_t o
         vgw_driver.cuMemUnmap(ptr, size);
         result = CUDA_ERROR_OUT_OF_MEMORY;
     }
-    let_go(object->key);
+    vgw_object_let_go(object->key);
     return result;
 }
 
@@ -113,11 +127,10 @@ CUresult vgw_mem_map(vgw_fn_mem_map *real, CUdeviceptr ptr, size_t size, size_t 
 CUresult vgw_mem_export(vgw_fn_mem_export *real, void *shareableHandle, CUmemGenericAllocationHandle handle,
                         CUmemAllocationHandleType handleType, unsigned long long flags)
 {
-    struct vgw_entry entry, object;
-    const bool ours = vgw_table_get(VGW_HANDLE, handle, &entry) && vgw_table_count(VGW_OBJECT, entry.link, 1, &object);
+    const uint64_t object = vgw_object_of(handle);
     const CUresult result = real(shareableHandle, handle, handleType, flags);
-    if (ours && result != CUDA_SUCCESS)
-        let_go(entry.link); /* else the reference stays: nobody can tell when the last descriptor is closed */
+    if (object != 0 && result != CUDA_SUCCESS)
+        vgw_object_let_go(object); /* else the reference stays: nobody can tell when the last descriptor is closed */
     return result;
 }
 
@@ -158,7 +171,7 @@ CUresult vgw_mem_unmap(vgw_fn_mem_unmap *real, CUdeviceptr ptr, size_t size)
     for (CUdeviceptr at = ptr; result == CUDA_SUCCESS && at - ptr < size; at += mapping.bytes) {
         if (!vgw_table_take(VGW_MAPPING, at, &mapping))
             break;
-        let_go(mapping.link);
+        vgw_object_let_go(mapping.link);
     }
     return result;
 }
@@ -183,7 +196,7 @@ CUresult vgw_mem_retain(vgw_fn_mem_retain *real, CUmemGenericAllocationHandle *h
     if (!vgw_table_count(VGW_HANDLE, *handle, 1, &entry) &&
         !vgw_keep(VGW_HANDLE, *handle, 0, mapping.link, mapping.gpu)) {
         vgw_driver.cuMemRelease(*handle);
-        let_go(mapping.link);
+        vgw_object_let_go(mapping.link);
         result = CUDA_ERROR_OUT_OF_MEMORY;
     }
     return result;
