@@ -4,7 +4,9 @@
 # make build   everything that is compiled, below build/
 # make bench   what a start costs, beside plain runc, and what a call costs, beside the driver alone
 # make storm   64 processes on one quota, killed at random, for 5 minutes
+# make fuzz    files of the box with anything in them, 5 minutes for each reader in C: tests/libcuda_wrap/fuzzing.py
 # make gpu-check   on a machine with a GPU: does the slice hold, and what does it cost? Needs no Docker, no network
+# make gpu-check-bundle   the same as one file, for a machine that has Python and its driver only: docs/gpu-check.md
 # make bench-preflight   what the check of an image costs at its start
 # make bench-share   how exactly a compute share is held
 # make wheel   wheel and source archive in dist/, checked, with their bills of materials (also: make sbom)
@@ -23,7 +25,7 @@ CC_CLIENT := $(PYTHON) -m ziglang cc -target $(shell uname -m)-linux-gnu.2.17 -O
 C_FILES = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h' | grep -v /generated/)
 PARTS := build/.launcher build/.python build/.wrapper build/.sim build/fixtures/cuda_client
 
-.PHONY: matrix demo test lint build bench bench-wrapper bench-preflight bench-share bench-placement storm gpu-check wheel sbom reproducible images-context chart artefacts-test packages packages-test clean
+.PHONY: matrix demo test lint build bench bench-wrapper bench-preflight bench-share bench-placement storm fuzz gpu-check gpu-check-bundle wheel sbom reproducible images-context chart artefacts-test packages packages-test clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -56,7 +58,7 @@ bench-wrapper: .venv/.bootstrapped
 
 # what it downloads stays below build/; whose tests are marked `matrix` is named here
 MATRIX_TESTS := tests/e2e/test_engine_versions.py tests/e2e/test_runtime_versions.py tests/e2e/test_beside_nvidia_toolkit.py \
-	tests/e2e/test_podman.py tests/e2e/test_docker_cdi.py tests/e2e/test_cri_handler.py tests/runtime_config/test_engine_containerd.py tests/vgpu/test_configure_containerd.py
+	tests/e2e/test_podman.py tests/e2e/test_docker_cdi.py tests/e2e/test_cri_handler.py tests/e2e/test_cri.py tests/e2e/test_cri_cdi.py tests/runtime_config/test_engine_containerd.py tests/vgpu/test_configure_containerd.py
 matrix: build
 	rm -f build/matrix.jsonl
 	VGPU_MATRIX=build/matrix.jsonl $(PYTHON) -m pytest $(MATRIX_TESTS)
@@ -65,9 +67,15 @@ matrix: build
 storm: build
 	$(PYTHON) -m benchmarks.storm
 
+fuzz: .venv/.bootstrapped
+	$(PYTHON) -m tests.libcuda_wrap.fuzzing --seconds 300
+
 # with whatever Python there is: nothing is installed there
 gpu-check:
 	@PYTHON=$$([ -x $(PYTHON) ] && echo $(PYTHON) || echo python3); PYTHONPATH=. $$PYTHON -m benchmarks.gpu_check
+
+gpu-check-bundle: .venv/.bootstrapped
+	$(PYTHON) -m benchmarks.gpu.bundle
 
 bench-preflight: build
 	$(PYTHON) -m benchmarks.preflight

@@ -15,95 +15,58 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import programs, report
-from benchmarks.gpu.machine import ROOT, Box, Nvml, loaded_from
-from libcuda_wrap.toolchain import PACKAGE, Toolchain
+from benchmarks.gpu import machine, programs, report
+from benchmarks.gpu.check import MIB, POOL_SLACK, PROGRAMS, SLACK, Check, NotRun
+from benchmarks.gpu.machine import ROOT, Box
+from benchmarks.gpu.nvml import Nvml
 
 WORK = ROOT / "build/gpu-check"
-PROGRAMS = Path(programs.__file__)
-GIB, MIB = 1 << 30, 1 << 20
-SLACK = 32 * MIB  # what a package's own allocator keeps, or asks for beyond the size: PyTorch takes 20 MiB at a time
-MATMUL_ERROR = 0.5  # of sums of 512 products below 1, also where TensorFloat-32 is used; a wrong result is far off
+EVIDENCE = ROOT / ("results" if machine.CARRIED.exists() else "docs/evidence")
 ROUNDS = 3
+CALLS_BYTES = 256 * MIB
+ALLOWANCE = 64 * MIB  # per process, between the account and the driver's figure: vgpu/monitor/truth.py has the same
 SHARES = (("flood", 30), ("flood", 50), ("flood", 70), ("sync", 30), ("sync", 50))  # kernels of about 1 and 20 ms
 CLOSE = 3.0  # points, of the mean
 
 
-class NotRun(Exception):
-    """What a part needs and this machine does not have."""
-
-
-@dataclass
-class Check:
-    box: Box
-    nvml: Nvml
-    pythons: list[str]
-    simulated: bool
-    work: Path
-
-    def python_with(self, package: str) -> str:
-        for python in self.pythons:
-            done = subprocess.run([python, "-c", f"import {package}"], capture_output=True, text=True, check=False)
-            if done.returncode == 0:
-                return python
-        raise NotRun(f"{package} is in none of {', '.join(self.pythons)}")
-
-    def hold(self, command: list[str], timeout_s: float = 150) -> dict[str, Any]:
-        """Runs a client behind the wrapper; what it saw, and what NVML says that the GPU holds because of it."""
-        client = Path(command[-1]).name
-        self.box.fresh()
-        before = self.nvml.used_bytes()
-        environment = self.box.environment(wrapped=True)
-        with subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        ) as process:  # fmt: skip
-            assert process.stdin and process.stdout
-            first = process.stdout.readline()
-            during = self.nvml.used_bytes()
-            try:
-                rest, errors = process.communicate("\n", timeout=timeout_s)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise RuntimeError(f"{client} did not end within {timeout_s:g} s") from None
-        if process.returncode or not first:
-            raise RuntimeError(f"{client} ended with {process.returncode}: {errors.strip()[-600:]}")
-        return {**json.loads(first), **json.loads(rest or "{}"), "nvml_bytes": during - before}
-
-    def judge(self, seen: dict[str, Any], *, slack: int = 0, resident: bool = True) -> dict[str, Any]:
-        """Adds what the figures say. slack: bytes that the client's own allocator may make of difference. resident:
-        what is allocated is on the GPU at once, not only when it is touched.
-        """
-        quota, free = self.box.quota_bytes, seen["free"]
-        held = {
-            "total is the quota": seen["total"] == quota,
-            "all that was free was given, and no more": -slack <= free - seen["taken"] < programs.STEPS[-1] + slack,
-            "refused as out of memory": seen.get("refused", [programs.OUT_OF_MEMORY]) == [programs.OUT_OF_MEMORY],
-            "given back": abs(seen["free_after"] - free) < programs.STEPS[-1] + slack,
-            "the GPU holds no more than the quota": seen["nvml_bytes"] <= quota,
-        }
-        if "matmul_error" in seen:
-            held["matmul as on the CPU"] = seen["matmul_error"] < MATMUL_ERROR
-        if resident:
-            held["the GPU holds it"] = seen["nvml_bytes"] >= seen["taken"]
-        return {**seen, "quota_bytes": quota, "checks": held}
-
-
 def families(check: Check) -> dict[str, Any]:
+    """The driver's own interface, without any package: each way to take memory."""
     python = check.pythons[0]
     found = {}
     for name in programs.FAMILIES:
-        found[name] = check.judge(check.hold([python, str(PROGRAMS), name]), resident=name != "managed")
+        slack = POOL_SLACK if name in programs.POOLED else 0
+        seen = check.hold([python, str(PROGRAMS), name])
+        found[name] = check.judge(seen, slack=slack, resident=name != "managed")
     return {
         "families": found,
         "checks": {f"{name}: {k}": v for name, f in found.items() for k, v in f["checks"].items()},
     }
+
+
+def account(check: Check) -> dict[str, Any]:
+    """What `vgpu monitor` compares: the slice's account, and the driver's figure of the process that uses it."""
+
+    def look(pid: int) -> dict[str, Any]:
+        listed = check.nvml.processes()
+        return {"account_bytes": check.box.used_bytes(), "listed": len(listed), "process_bytes": listed.get(pid)}
+
+    seen = check.hold([check.pythons[0], str(PROGRAMS), "linear"], look=look)
+    process = seen["process_bytes"]
+    held = {
+        "the account has all that was taken": seen["account_bytes"] >= seen["taken"],
+        "the account within the quota": seen["account_bytes"] <= check.box.quota_bytes,
+        "the GPU holds what the account says": abs(seen["nvml_bytes"] - seen["account_bytes"]) <= ALLOWANCE,
+    }
+    if process is not None:  # a driver in a container may list the host's pids, or nobody
+        held["the driver's figure of the process too"] = abs(process - seen["account_bytes"]) <= ALLOWANCE
+    return {**seen, "quota_bytes": check.box.quota_bytes, "checks": held}
 
 
 def package(name: str) -> Callable[[Check], dict[str, Any]]:
@@ -136,8 +99,10 @@ def smi(check: Check) -> dict[str, Any]:
     check.box.fresh()
     command = [program, "--query-gpu=memory.total,memory.used,uuid", "--format=csv,noheader,nounits"]
     environment = check.box.environment(wrapped=True)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    plain = subprocess.run([program], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done, plain = (
+        subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        for words in (command, [program])
+    )
     lines = done.stdout.splitlines()
     total = f"{check.box.quota_bytes // MIB}"
     held = {
@@ -146,25 +111,20 @@ def smi(check: Check) -> dict[str, Any]:
         "total is the quota": bool(lines) and lines[0].split(",")[0].strip() == total,
         "the table too": f"/ {total}MiB" in " ".join(plain.stdout.split()),
     }
-    return {"query": lines, "table": plain.stdout.splitlines()[:30], "errors": done.stderr[-300:], "checks": held}
+    errors = (done.stdout + done.stderr)[-300:] if done.returncode else ""
+    return {"query": lines, "table": plain.stdout.splitlines()[:30], "errors": errors, "checks": held}
 
 
 def calls(check: Check) -> dict[str, Any]:
     """benchmarks/c/measure.c, the driver alone and behind the wrapper, in turn."""
-    program = check.work / "measure"
-    try:
-        Toolchain("gcc").program([ROOT / "benchmarks/c/measure.c"], program, flags=["-ldl"])
-    except Exception as error:
-        raise NotRun(f"measure.c does not compile here: {error}") from None
+    if check.box.quota_bytes < CALLS_BYTES:
+        raise NotRun(f"it keeps 50,000 allocations: --quota-mib {CALLS_BYTES // MIB} or more")
+    program = check.box.program("measure", check.work)
     rounds: dict[str, dict[str, list[float]]] = {"direct": {}, "wrapped": {}}
     for _ in range(ROUNDS):
         for name, kinds in rounds.items():
-            check.box.fresh()
-            done = subprocess.run(
-                [program, "calls", "300"], env=check.box.environment(wrapped=name == "wrapped"), input="\n",
-                capture_output=True, text=True, timeout=120, check=True,
-            )  # fmt: skip
-            for line in done.stdout.splitlines()[1:]:
+            said = check.client([str(program), "calls", "300"], wrapped=name == "wrapped")
+            for line in said.splitlines()[1:]:
                 kind, p50, _ = line.split()
                 kinds.setdefault(kind, []).append(float(p50))
     return {"ns_a_call": _compare(rounds), "checks": {"every call succeeded": True}}
@@ -174,19 +134,12 @@ def speed(check: Check) -> dict[str, Any]:
     """Loops of PyTorch, launch-bound and compute-bound, without and with the wrapper, in turn; by CUDA events."""
     if check.simulated:
         raise NotRun("the simulated driver computes nothing")
-    python = check.python_with("torch")
+    command = [check.python_with("torch"), str(PROGRAMS), "torch_speed"]
     rounds: dict[str, dict[str, list[float]]] = {"direct": {}, "wrapped": {}}
     for _ in range(ROUNDS):
         for name, kinds in rounds.items():
-            check.box.fresh()
-            command = [python, str(PROGRAMS), "torch_speed"]
-            done = subprocess.run(
-                command, env=check.box.environment(wrapped=name == "wrapped"), capture_output=True, text=True,
-                timeout=120, check=False,
-            )  # fmt: skip
-            if done.returncode:
-                raise RuntimeError(f"torch_speed, {name}: {done.stderr.strip()[-600:]}")
-            for kind, us in json.loads(done.stdout).items():
+            said = check.client(command, wrapped=name == "wrapped")
+            for kind, us in json.loads(said.strip().splitlines()[-1]).items():
                 kinds.setdefault(kind, []).append(us)
     found = _compare(rounds)
     return {"us": found, "checks": {"compute-bound within 2 %": found["compute_bound_us"]["ratio"] <= 1.02}}
@@ -194,36 +147,43 @@ def speed(check: Check) -> dict[str, Any]:
 
 def share(check: Check) -> dict[str, Any]:
     """One container at three shares, by the driver's own count of the GPU's time: tests/libcuda_wrap/c/share.c."""
-    program = check.work / "load"
-    flags = [f"-I{PACKAGE / 'include'}", f"-I{PACKAGE / 'generated'}", str(check.box.driver)]
-    try:
-        source = ROOT / "tests/libcuda_wrap/c/share.c"
-        Toolchain("gcc").program([source], program, flags=[*flags, "-ldl"])
-    except Exception as error:
-        raise NotRun(f"share.c does not compile here: {error}") from None
+    program = check.box.program("load", check.work)
     found: dict[str, Any] = {}
     checks = {}
     shares, samples = (SHARES[:2], 8) if check.simulated else (SHARES, 24)
     for kind, percent in shares:
+        check.time_for(10)
         check.box.fresh(percent)
         command = [str(program), kind, "1000" if kind == "flood" else "20000"]
-        environment = check.box.environment(wrapped=True)
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-            try:
-                if not process.stdout or process.stdout.readline() != "ready\n":
-                    raise RuntimeError(f"share.c {kind} does not run here")
-                time.sleep(1)
-                check.nvml.busy_percent()  # the first may be of the time before
-                seen = []
-                for _ in range(samples):
-                    time.sleep(0.25)
-                    seen.append(check.nvml.busy_percent())
-            finally:
-                process.kill()
+        seen = _busy(check, command, samples)
         mean = round(statistics.fmean(seen), 1)
         found[f"{kind} at {percent} %"] = {"mean_percent": mean, "samples": seen}
         checks[f"{kind} at {percent} % within {CLOSE:g} points"] = abs(mean - percent) <= CLOSE
     return {"shares": found, "checks": checks}
+
+
+def _busy(check: Check, command: list[str], samples: int) -> list[int]:
+    """Percent of the GPU's time in samples of a quarter of a second, while that client runs. Raises RuntimeError."""
+    environment = check.box.environment(wrapped=True)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        late = threading.Timer(30, process.kill)
+        late.start()
+        try:
+            said = process.stdout.readline() if process.stdout else ""
+            if said != "ready\n":
+                raise RuntimeError(f"share.c {command[1]} does not run here: {said.strip() or 'it says nothing'}")
+            time.sleep(1)
+            check.nvml.busy_percent()  # the first may be of the time before
+            seen = []
+            for _ in range(samples):
+                time.sleep(0.25)
+                seen.append(check.nvml.busy_percent())
+            if process.poll() is not None:
+                raise RuntimeError(f"share.c {command[1]} ended with {process.returncode} while it was watched")
+            return seen
+        finally:
+            late.cancel()
+            process.kill()
 
 
 def _compare(rounds: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
@@ -238,6 +198,7 @@ def _compare(rounds: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, f
 
 PARTS: dict[str, Callable[[Check], dict[str, Any]]] = {
     "families": families,
+    "account": account,
     "nvcc": nvcc,
     "smi": smi,
     "calls": calls,
@@ -253,13 +214,15 @@ def run_part(name: str, check: Check) -> dict[str, Any]:
     """One part's result: status "held", "MISSED" (with the failed checks), "failed" or "not run"."""
     began = time.monotonic()
     try:
+        check.time_for(1)
         found = PARTS[name](check)
         failed = [what for what, good in found["checks"].items() if not good]
         result = {"status": "MISSED" if failed else "held", "missed": failed, **found}
     except NotRun as missing:
         result = {"status": "not run", "why": str(missing)}
-    except (RuntimeError, subprocess.SubprocessError, ValueError, KeyError) as error:
-        result = {"status": "failed", "why": str(error)}
+    except Exception as error:  # whatever a driver that we have never met does to one part, the others go on
+        where = [f"{at.filename.rpartition('/')[2]}:{at.lineno}" for at in traceback.extract_tb(error.__traceback__)]
+        result = {"status": "failed", "why": f"{type(error).__name__}: {error}", "where": where[-4:]}
     return {**result, "seconds": round(time.monotonic() - began, 1)}
 
 
@@ -271,59 +234,73 @@ def prepare(options: argparse.Namespace) -> tuple[Check, dict[str, Any]]:
 
         driver, nvml_path, extra = simulated_gpu(options.work)
     else:
-        found = loaded_from("libcuda.so.1"), loaded_from("libnvidia-ml.so.1")
-        if found[0] is None or found[1] is None:
-            raise SystemExit("gpu_check: no NVIDIA driver here: libcuda.so.1 or libnvidia-ml.so.1 does not load")
-        driver, nvml_path = found[0], found[1]
-    nvml = Nvml(nvml_path)
-    box = Box.make(options.work, driver, nvml_path, nvml.text("nvmlDeviceGetUUID"), options.quota, extra)
-    machine = {
-        "gpu": nvml.text("nvmlDeviceGetName"),
-        "simulated": bool(options.simulate),
-        "driver": nvml.driver_version(),
-        "cuda": nvml.cuda_version(),
-        "date": time.strftime("%Y-%m-%d"),
-        "quota_bytes": options.quota,
-    }
-    pythons = (
-        [options.python] if options.python else list(dict.fromkeys([sys.executable, shutil.which("python3") or ""]))
-    )
-    return Check(box, nvml, [python for python in pythons if python], bool(options.simulate), options.work), machine
+        driver, nvml_path = machine.driver_files()
+    nvml = Nvml(nvml_path, options.gpu)
+    if why := nvml.unfit(options.quota):
+        raise SystemExit(f"gpu_check: {why}")
+    box = Box.make(options.work, driver, nvml_path, nvml, options.quota, extra)
+    names = [options.python] if options.python else [sys.executable, shutil.which("python3"), shutil.which("python")]
+    pythons = list(dict.fromkeys(name for name in names if name))
+    until = time.monotonic() + options.minutes * 60
+    check = Check(box, nvml, pythons, bool(options.simulate), options.work, until)
+    try:
+        box.must_answer(pythons[0])
+    except SystemExit:
+        box.remove()
+        raise
+    return check, {**machine.facts(nvml), "simulated": bool(options.simulate), "quota_bytes": options.quota}
 
 
-def main(arguments: list[str] | None = None) -> int:
+def arguments_of(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu_check", description=(__doc__ or "").split("\n\n")[0]
     )
     parser.add_argument("--part", action="append", choices=PARTS, help="only this part, again; may be repeated")
     parser.add_argument("--again", action="store_true", help="forget the parts that are done")
     parser.add_argument("--simulate", action="store_true", help="on the simulated driver; never evidence")
+    parser.add_argument("--gpu", default="", help="index or UUID (default: CUDA_VISIBLE_DEVICES' first, or 0)")
     parser.add_argument("--quota-mib", type=int, default=4096, help="of the slice (default 4096)")
+    parser.add_argument("--minutes", type=float, default=8, help="then no part is begun any more (default 8)")
     parser.add_argument("--python", help="the Python that has PyTorch, CuPy or JAX")
     parser.add_argument("--work", type=Path, default=WORK, help="where state and box are (default build/gpu-check)")
-    parser.add_argument("--evidence", type=Path, default=ROOT / "docs/evidence", help="for results of a real GPU")
+    parser.add_argument("--evidence", type=Path, default=EVIDENCE, help=f"for results of a real GPU ({EVIDENCE})")
     options = parser.parse_args(arguments)
     if options.quota_mib < 128 or options.quota_mib % 64:
         parser.error(f"--quota-mib {options.quota_mib}: 128 or more, in steps of 64")
+    if options.python and shutil.which(options.python) is None:
+        parser.error(f"--python {options.python}: no such program")
     options.quota, options.work = options.quota_mib * MIB, options.work.resolve()
-    options.work.mkdir(parents=True, exist_ok=True)
-    check, machine = prepare(options)
-    state = options.work / ("simulated.json" if options.simulate else "state.json")
-    done: dict[str, Any] = {}
-    if state.exists() and not options.again:
+    return options
+
+
+def known(state: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """The parts that an earlier run on this machine has done; none of another day, GPU or quota, or of a cut file."""
+    try:
         kept = json.loads(state.read_text())
-        done = kept["parts"] if kept["machine"] == machine else {}  # another day, GPU or quota: measured anew
+        return dict(kept["parts"]) if kept["machine"] == found else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = arguments_of(arguments)
+    options.work.mkdir(parents=True, exist_ok=True)
+    check, found = prepare(options)
+    state = options.work / ("simulated.json" if options.simulate else "state.json")
+    done = {} if options.again else known(state, found)
     try:
         for name in PARTS:
             if name not in (options.part or PARTS) or (not options.part and done.get(name, {}).get("status") == "held"):
                 continue
             done[name] = run_part(name, check)
-            state.write_text(json.dumps({"schema": 1, "machine": machine, "parts": done}, indent=2) + "\n")
+            text = json.dumps({"schema": 1, "machine": found, "parts": done}, indent=2) + "\n"
+            state.with_suffix(".new").write_text(text)
+            state.with_suffix(".new").rename(state)
             print(report.line(name, done[name]), flush=True)
     finally:
         check.box.remove()
     if not options.simulate:
-        print(report.write(options.evidence, machine, done))
+        print(report.write(options.evidence, found, done))
     return 1 if any(part["status"] in ("MISSED", "failed") for part in done.values()) else 0
 
 

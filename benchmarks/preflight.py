@@ -40,15 +40,16 @@ root, state = sys.argv[3:5]
 with open(sys.argv[5], "rb") as file:
     libraries = tuple(values.from_json(records.Library, one) for one in fastjson.loads(file.read()))
 plan, machine = records.Plan((), libraries), os.uname().machine
+start = records.Start((), "/", "dash")
 fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
 if state == "rehearsed":
-    prepared, inside = hook.Prepared(plan, root, [], "/"), hook.Inside(root, (), "/")
+    prepared, inside = hook.Prepared(plan, root, start), hook.Inside(root, start)
     info = MountInfo.of_this_namespace()
     began = time.perf_counter()
     found = prepared.found(fd, inside, info)
 else:
     began = time.perf_counter()
-    found = preflight.check(rootview.RootView(fd), libraries, [], (), "/", machine)
+    found = preflight.check(rootview.RootView(fd), libraries, [], start, machine)
 print((time.perf_counter() - began) * 1000, found.libdir)
 """
 

@@ -1,6 +1,7 @@
-"""What a container's start costs: plain runc, our launcher when nothing is asked, and a full slice. `make bench`.
+"""What a container's start costs: plain runc, our launcher when nothing is asked, and a full slice, by our launcher or
+by the hook alone that a CDI spec brings (Podman: `--device vgpu.dev/gpu=all`). `make bench`.
 
-The three run in turn, in a new order each round, so that what else the machine does falls on all of them alike. A start
+They run in turn, in a new order each round, so that what else the machine does falls on all of them alike. A start
 is `create` and `start`, as an engine calls them; a life adds the program, `true`, and `delete`. The GPU is simulated,
 which changes nothing here: what is mounted are files either way. Results are printed and written as JSON.
 """
@@ -22,7 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.harness import bundle, images, installed, leftovers
+from oci_hook import inventory, policy
+from runtime_config import cdi
+from tests.harness import bundle, cdi_engine, images, installed, leftovers
 
 RESULTS = Path(__file__).parent / "results/start.json"
 SLICE = {"vgpu.memory": "8GiB", "vgpu.cores": "30"}
@@ -31,15 +34,18 @@ BARS_MS = {"launcher, nothing asked": 3.0, "slice of 8 GiB": 30.0}  # added to t
 
 @dataclass(slots=True)
 class Series:
-    """One way to start. start_ms, life_ms: one figure per round."""
+    """One way to start. cdi: the spec whose devices it gets. start_ms, life_ms: one figure per round."""
 
     runtime: Path
     annotations: dict[str, str]
+    cdi: str = ""
     start_ms: list[float] = field(default_factory=list)
     life_ms: list[float] = field(default_factory=list)
 
     def once(self, folder: Path, tree: Path) -> None:
         with bundle.container(self.runtime, folder, tree, ["true"], annotations=self.annotations) as box:
+            if self.cdi:
+                cdi_engine.give(box, self.cdi, cdi.ALL)
             began = time.perf_counter()
             created = box.create()
             box.start()
@@ -62,11 +68,14 @@ def measure(rounds: int) -> dict[str, Series]:
         folder = Path(name)
         runc = bundle.low_level("runc", folder)
         vgpu = installed.install(folder, runc, state=Path(memory, "state"))
+        have = inventory.load(policy.load(str(vgpu.prefix / "etc/policy.json")))
+        spec = cdi.generate(have, "/usr/bin/python3", str(vgpu.prefix))
         tree = images.tree(folder / "trees", "c")
         series = {
             "plain runc": Series(runc, {}),
             "launcher, nothing asked": Series(vgpu.runtime, {}),
             "slice of 8 GiB": Series(vgpu.runtime, SLICE),
+            "slice by the hook alone": Series(runc, SLICE, spec),
         }
         order = list(series.values())
         for number in range(-2, rounds):
@@ -77,6 +86,9 @@ def measure(rounds: int) -> dict[str, Series]:
                 for one in order:
                     one.start_ms.clear()
                     one.life_ms.clear()
+        armed = sum(entry["event"] == "arm" for entry in vgpu.audit())
+        if armed != (rounds + 2) * sum(bool(one.annotations) for one in order):
+            raise RuntimeError(f"only {armed} starts had a slice")
         leftovers.remove_cgroups(bundle.CGROUP)
         shutil.rmtree(folder / "bundles")
     return series
@@ -107,6 +119,7 @@ def machine() -> dict[str, Any]:
     runc = subprocess.run(["runc", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
     return {
         "cpus": os.cpu_count(),
+        "load_1m": os.getloadavg()[0],  # at the end of a run on an idle machine: around 1
         "kernel": platform.release(),
         "runtime": runc,
         "python": platform.python_version(),

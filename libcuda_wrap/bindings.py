@@ -109,7 +109,7 @@ def constants() -> dict[str, int]:
 
 def read_quota(path: Path) -> tuple[GpuQuota, ...]:
     """The GPUs of a quota file, in its order. Raises HostError (VGPU-HOST-009) for a file of another version."""
-    quota = _struct(path, "quota", path.read_bytes() if path.exists() else b"")
+    quota = _struct(path, "quota", path.read_bytes() if path.is_file() else b"")
     if not 0 < quota.gpu_count <= constants()["VGW_MAX_GPUS"]:
         raise _bad(path, f"{quota.gpu_count} GPUs, 1 to {constants()['VGW_MAX_GPUS']} expected")
     return tuple(
@@ -129,7 +129,8 @@ def read_quota(path: Path) -> tuple[GpuQuota, ...]:
 def read_usage(path: Path) -> Usage:
     """What is in use, and by whom. Raises HostError (VGPU-HOST-009) for no file, or one of another version."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # not blocked by a FIFO: in a user's own folder there may be anything
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError as err:
         raise _bad(path, os.strerror(err.errno or 0)) from None
     try:

@@ -40,6 +40,7 @@ CUDA = Wrapper(
         "answer.c",
         "charge.c",
         "pool.c",
+        "poolshare.c",
         "array.c",
         "tiles.c",
         "vmm.c",

@@ -6,7 +6,9 @@ libraries of that branch export, one a line, both libraries together; a test com
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ NVML_SHOWS = re.compile(
 _SHT_DYNSYM = 11
 _MAX_SYMBOLS = 1 << 20
 _LOCAL = 0
+_MAX_BYTES = 1 << 29  # NVIDIA's libcuda has 30 to 100 MB
 
 
 @dataclass(frozen=True)
@@ -121,14 +124,26 @@ def unknown_in_lists() -> dict[int, tuple[str, ...]]:
     return found
 
 
+def _read(path: Path) -> bytes:
+    """A file's bytes. Raises ValueError for what is none, or has no end: a name may lead to a FIFO or a device."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode):
+            raise ValueError("not a file")
+        if state.st_size > _MAX_BYTES:
+            raise ValueError("larger than any library")
+        return file.read(_MAX_BYTES)
+
+
 def of(path: Path, version: str = "") -> Coverage:
     """Reads a libcuda or libnvidia-ml. version: if the file's name does not say it. Raises HostError VGPU-HOST-007."""
-    real = path.resolve()
+    real = Path(os.path.realpath(path))
     library = next((name for name in TABLES if real.name.startswith(f"{name}.so")), "libcuda")
     said = re.fullmatch(r".*\.so\.(\d+\.[\d.]+)", real.name)
     version = said[1] if said else version
     try:
-        names = exports(real.read_bytes())
+        names = exports(_read(real))
         if not any(name.startswith(("cu", "nvml")) for name in names):
             raise ValueError("none of a driver's functions in it")
     except (OSError, ValueError) as err:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import stat
 
-from oci_hook import fastjson, files
+from oci_hook import fastjson, files, pods
 from oci_hook.errors import HostError, shown
+from oci_hook.records import Start
 from oci_hook.values import TYPE_CHECKING, dataclass
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _STAGES = ("prestart", "createRuntime", "createContainer", "poststop")  # those 
 
 @dataclass(frozen=True)
 class Docker:
-    """What Docker knows of a container and does not put into its spec."""
+    """What Docker knows of a container and does not put into its spec; of a pod's container its name and image."""
 
     name: str = ""
     image: str = ""
@@ -79,10 +80,14 @@ class Bundle:
         return process.get("env") or []
 
     @property
-    def cwd(self) -> str:
-        """The working folder of the container's process."""
+    def start(self) -> Start:
+        """Raises HostError VGPU-OCI-001."""
         process: dict[str, Any] = self.spec.get("process") or {}
-        return process.get("cwd") or "/"
+        cwd, words = process.get("cwd") or "/", process.get("args")
+        if not isinstance(cwd, str):
+            raise self._refuse(f"process.cwd names {shown(cwd)}")
+        program = words[0] if isinstance(words, list) and words and isinstance(words[0], str) else ""
+        return Start(tuple(self.env), cwd, program)
 
     @property
     def root(self) -> str:
@@ -114,7 +119,7 @@ class Bundle:
                 return _docker(fastjson.loads(data))
             except (ValueError, TypeError, AttributeError) as error:
                 raise _refuse_docker(path, _why(error)) from error
-        return Docker()
+        return Docker(*pods.described(self.annotations))
 
     def edit(
         self, commands: Mapping[str, Sequence[str]], script: str, annotations: Mapping[str, str], nodes: Iterable[Node]

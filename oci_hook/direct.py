@@ -3,7 +3,8 @@
 Does what the shim does, as far as that can be done when the spec is read already: request, placement, the container's
 folder; then what our hook does after every shim. The device files are the engine's: only a GPU whose file is there
 can be given, and those of other GPUs are taken out again (hide.py). Closed: who has our device and asks for no slice,
-or asks for a slice and has no device, does not start.
+or asks for a slice and has no device, does not start. Who has neither is left alone: a pod's annotations bring the hook
+by hooks.d to its sandbox, and to containers that they do not mean.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import os
 import stat
 
-from oci_hook import audit, hook, ledger, policy, request, rootless, shim
+from oci_hook import audit, hook, ledger, pods, policy, request, shim
 from oci_hook.bundle import Bundle, Docker
 from oci_hook.errors import PlacementError, RequestError, VgpuError
 from oci_hook.records import DeviceFile
@@ -29,16 +30,14 @@ def main(policy_path: str) -> int:
     """The state on standard input. Returns the exit code; a refusal is one line on standard error."""
     os.umask(0o022)
     try:
-        settings = policy.load(policy_path)
+        settings = hook.load_policy(policy_path)
         raw = hook.read_state(0)
         state = hook.parse_state(raw, starting=True)
-        if _is_ours_already(settings, state):
+        if _is_ours_already(settings, state) or not _place(settings, state):
             return 0
-        _place(settings, state)
     except VgpuError as error:
-        told = rootless.explained(error)
-        os.write(2, told.line().encode("utf-8", "backslashreplace") + b"\n")
-        return told.exit_code
+        os.write(2, error.line().encode("utf-8", "backslashreplace") + b"\n")
+        return error.exit_code
     code, armed = hook.answer(settings, raw)
     hook.tell(settings, armed)
     return code
@@ -52,8 +51,9 @@ def _is_ours_already(settings: Policy, state: hook.State) -> bool:
     return entry.state == "creating" or entry.init == ledger.process(state.pid)
 
 
-def _place(settings: Policy, state: hook.State) -> None:
-    """The container's folder and its place in the ledger; a refusal is kept, as this process alone knows of it."""
+def _place(settings: Policy, state: hook.State) -> bool:
+    """The container's folder and its place in the ledger; False: it is none of ours. A refusal is kept, as this process
+    alone knows of it."""
     facts = {"part": "hook", "bundle": state.bundle}
     try:
         bundle = Bundle(state.bundle)
@@ -62,9 +62,15 @@ def _place(settings: Policy, state: hook.State) -> None:
         facts |= {"name": docker.name, "image": docker.image}
         asked = _asked(settings, bundle, docker)
         have = shim.inventory_now(settings)
+        present = _present(bundle.spec, have)
+        if asked is None:
+            _require_no_gpu(present)
+            return False
+        _require_gpu(present, have)
         creator = ledger.process(os.getpid())
         assert creator is not None, "we are alive"
-        shim.grant(settings, state.id, docker, asked, have, creator, _present(bundle.spec, have))
+        shim.grant(settings, state.id, docker, asked, have, creator, present)
+        return True
     except VgpuError as error:
         if not isinstance(error, shim.Refused):
             audit.append(settings.log_dir, "deny", state.id, code=error.code, message=str(error)[:4096])
@@ -75,23 +81,18 @@ def _place(settings: Policy, state: hook.State) -> None:
         raise
 
 
-def _asked(settings: Policy, bundle: Bundle, docker: Docker) -> Request:
-    asked = request.parse(bundle.annotations, docker.labels, bundle.env, settings.sources)
-    if asked is None:
-        raise RequestError(
-            "VGPU-REQ-007",
-            "the container has devices of vgpu's and asks for no slice of them",
-            remedy="say how much: --annotation vgpu.memory=8GiB; or leave out --device vgpu.dev/gpu=…",
-        )
+def _asked(settings: Policy, bundle: Bundle, docker: Docker) -> Request | None:
+    """None: it asks for nothing."""
+    annotations = bundle.annotations
+    if pods.is_sandbox(annotations):
+        return None
+    asked = request.parse(annotations, docker.labels, bundle.env, settings.sources)
     believed = docker.labels if "label" in settings.sources else {}
-    return replace(asked, labels=policy.kept_labels({**believed, **bundle.annotations}, settings))
+    return asked and replace(asked, labels=policy.kept_labels({**believed, **annotations}, settings))
 
 
 def _present(spec: dict[str, Any], have: Inventory) -> list[DeviceFile]:
-    """The device files that the engine has put in, by their path in the container.
-
-    Raises PlacementError VGPU-PLC-006 if there is none of any GPU, or one that every GPU needs is missing.
-    """
+    """The device files that the engine has put in, by their path in the container."""
     linux = spec.get("linux") or {}
     nodes = [(entry.get("path"), entry.get("major"), entry.get("minor")) for entry in linux.get("devices") or []]
     binds = [(mount.get("destination"), mount.get("source")) for mount in spec.get("mounts") or []]
@@ -100,12 +101,28 @@ def _present(spec: dict[str, Any], have: Inventory) -> list[DeviceFile]:
         number = _number(device.source)
         paths = [path for path, *found in nodes if number is not None and tuple(found) == number]
         paths += [path for path, source in binds if source == device.source]
-        if not paths and device.gpu is None:
-            raise _without(device.target)
         present += [DeviceFile(device.source, str(path), device.gpu, device.kind) for path in paths]
+    return present
+
+
+def _require_no_gpu(present: list[DeviceFile]) -> None:
+    """Raises RequestError VGPU-REQ-007: nobody has a device without a slice of it."""
+    if present:
+        raise RequestError(
+            "VGPU-REQ-007",
+            "the container has devices of vgpu's and asks for no slice of them",
+            remedy="say how much: --annotation vgpu.memory=8GiB; or leave out --device vgpu.dev/gpu=…",
+        )
+
+
+def _require_gpu(present: list[DeviceFile], have: Inventory) -> None:
+    """Raises PlacementError VGPU-PLC-006 if there is no device of any GPU, or one that every GPU needs is missing."""
+    there = {device.source for device in present}
+    for device in have.devices:
+        if device.gpu is None and device.source not in there:
+            raise _without(device.target)
     if not any(device.gpu is not None for device in present):
         raise _without("of any GPU")
-    return present
 
 
 def _number(path: str) -> tuple[int, int] | None:

@@ -7,12 +7,12 @@ Source: System V gABI, and the GNU symbol versioning sections of the Linux Stand
 
 from __future__ import annotations
 
-from struct import iter_unpack, unpack_from
+from struct import Struct, iter_unpack, unpack_from
 
 from oci_hook.values import TYPE_CHECKING, dataclass
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     Read = Callable[[int, int], bytes]
 
@@ -21,16 +21,20 @@ X86_64, AARCH64 = 62, 183
 _MAX_SEGMENTS = 256
 _MAX_DYNAMIC = 1 << 16  # bytes
 _MAX_VERSIONS = 1 << 18  # bytes of one version section; glibc's own has 2 KiB
-_VERSIONS = 1 << 13  # bytes of it read at first
+_VERSIONS = 1 << 12  # bytes of it looked at first
 _MAX_NAME = 4096  # bytes of one string, its NUL included
 _MAX_NOTES = 1 << 16  # bytes
 _MAX_NEEDED = 1024
-_HEAD = 64 + 56 * 14  # bytes read at once: file header and the program headers of most libraries
-_WINDOW = 4096  # bytes of the string table read at once: the names that are asked for lie together
+_HEAD = 64 + 56 * 14  # file header and the program headers of most libraries
+_WINDOW = 4096  # bytes of the string table looked at at once: the names that are asked for lie together
+_CHUNK = 1 << 14  # bytes read at once: what is asked for lies in two or three places, and small libraries are whole
 
-_PT_LOAD, _PT_DYNAMIC, _PT_INTERP, _PT_NOTE = 1, 2, 3, 4
+_PT_LOAD, _PT_DYNAMIC, _PT_INTERP, _PT_NOTE = _KINDS = 1, 2, 3, 4
 _DT_NEEDED, _DT_STRTAB, _DT_STRSZ, _DT_SONAME, _DT_RPATH, _DT_RUNPATH = 1, 5, 10, 14, 15, 29
 _DT_VERDEF, _DT_VERNEED = 0x6FFFFFFC, 0x6FFFFFFE
+_WANTED = frozenset((
+    _DT_NEEDED, _DT_STRTAB, _DT_STRSZ, _DT_SONAME, _DT_RPATH, _DT_RUNPATH, _DT_VERDEF, _DT_VERNEED
+))  # fmt: skip
 _VER_BASE, _VER_WEAK = 1, 2
 _NOTE_BUILD_ID = 3
 
@@ -59,13 +63,14 @@ class Elf:
 
 
 class _Segment:
-    def __init__(self, raw: bytes, at: int) -> None:
-        self.kind, _flags, self.offset, self.address, _, self.size = unpack_from("<IIQQQQ", raw, at)
+    def __init__(self, kind: int, offset: int, address: int, size: int) -> None:
+        self.kind, self.offset, self.address, self.size = kind, offset, address, size
 
 
 class _File:
     def __init__(self, read: Read) -> None:
         self.read = read
+        self.chunk, self.start = b"", 0  # what was read last, and where it lies in the file
         head = self.up_to(0, _HEAD)
         if len(head) < 64:
             raise ElfError("cut short")
@@ -83,12 +88,21 @@ class _File:
         table = head[table_offset : table_offset + count * 56]
         if len(table) != count * 56:
             table = self.exactly(table_offset, count * 56)
-        self.segments = [_Segment(table, at) for at in range(0, len(table), 56)]
+        self.segments = [
+            _Segment(kind, offset, address, size)
+            for kind, _, offset, address, _, size, _, _ in iter_unpack("<IIQQQQQQ", table)
+            if kind in _KINDS
+        ]
 
     def up_to(self, offset: int, size: int) -> bytes:
         if offset >= 1 << 62:  # pread takes no more than 63 bits
             raise ElfError("an offset beyond any file")
-        return self.read(offset, size)
+        at = offset - self.start
+        if not 0 <= at <= at + size <= len(self.chunk):
+            self.start = offset & -_CHUNK // 8  # names that are asked for next may lie a little before
+            at = offset - self.start
+            self.chunk = self.read(self.start, max(_CHUNK, at + size))
+        return self.chunk[at : at + size]
 
     def exactly(self, offset: int, size: int) -> bytes:
         data = self.up_to(offset, size)
@@ -107,7 +121,7 @@ class _File:
         raise ElfError("an address that no segment holds")
 
     def dynamic(self) -> dict[int, list[int]]:
-        """tag -> values, in the order of the file; empty for a static program."""
+        """Those that are looked at: tag -> values, in the order of the file; empty for a static program."""
         segment = self.segment(_PT_DYNAMIC)
         entries: dict[int, list[int]] = {}
         if segment is None:
@@ -118,7 +132,8 @@ class _File:
         for tag, value in iter_unpack("<QQ", raw):
             if tag == 0:
                 break
-            entries.setdefault(tag, []).append(value)
+            if tag in _WANTED:
+                entries.setdefault(tag, []).append(value)
         return entries
 
 
@@ -156,59 +171,63 @@ class _Chain:
     def __init__(self, file: _File, address: int) -> None:
         self.file, self.offset = file, file.offset_of(address)
         self.raw = file.up_to(self.offset, _VERSIONS)
+        self.budget = _MAX_VERSIONS // 8
 
     def _reaches(self, end: int) -> bool:
         if end > len(self.raw) == _VERSIONS:  # longer than any that a compiler makes
             self.raw = self.file.up_to(self.offset, _MAX_VERSIONS)
         return end <= len(self.raw)
 
-    def walk(self, at: int, layout: str, size: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """(position, fields) of each record; the last field of `layout` is the distance to the next, 0 at the end."""
-        while True:
-            if at + size > len(self.raw) and not self._reaches(at + size):
-                raise ElfError("a version section that leads out of bounds")
-            fields = unpack_from(layout, self.raw, at)
-            yield at, fields
-            if fields[-1] == 0:
-                return
-            at += fields[-1]  # unsigned, so the walk only goes forward and ends
-
-    def lists(self, layout: str, size: int, inner: str, inner_size: int, first_field: int) -> list[_Record]:
-        found: list[_Record] = []
-        budget = _MAX_VERSIONS // inner_size
-        for at, fields in self.walk(0, layout, size):
-            entries = []
-            for _, entry in self.walk(at + fields[first_field], inner, inner_size):
-                entries.append(entry)
-                budget -= 1
-                if budget < 0:  # overlapping lists could be walked for ever
-                    raise ElfError("a version section whose lists overlap")
-            found.append((fields, entries))
-        return found
+    def record(self, layout: Struct, at: int) -> tuple[int, ...]:
+        """Its fields. Distances are unsigned, so a walk only goes forward and ends."""
+        end = at + layout.size
+        if end > len(self.raw) and not self._reaches(end):
+            raise ElfError("a version section that leads out of bounds")
+        self.budget -= 1
+        if self.budget < 0:  # overlapping lists could be walked for ever
+            raise ElfError("a version section whose lists overlap")
+        return layout.unpack_from(self.raw, at)
 
 
-if TYPE_CHECKING:
-    _Record = tuple[tuple[int, ...], list[tuple[int, ...]]]
+# the last field of each is the distance to the next, 0 at the end
+_NEED, _NEED_ENTRY = Struct("<HHIII"), Struct("<IHHII")
+_DEFINITION, _NAME = Struct("<HHHHIII"), Struct("<I")
 
 
 def _requires(file: _File, strings: _Strings, dynamic: dict[int, list[int]]) -> dict[str, tuple[str, ...]]:
-    if _DT_VERNEED not in dynamic:
-        return {}
     requires: dict[str, tuple[str, ...]] = {}
+    if _DT_VERNEED not in dynamic:
+        return requires
     chain = _Chain(file, dynamic[_DT_VERNEED][-1])
-    for (_, _, library, _, _), entries in chain.lists("<HHIII", 16, "<IHHII", 16, 3):
-        names = [strings[name] for _, flags, _, name, _ in entries if not flags & _VER_WEAK]
+    at = 0
+    while True:
+        _, _, library, first, step = chain.record(_NEED, at)
+        names, entry, more = [], at + first, 1
+        while more:
+            _, flags, _, name, more = chain.record(_NEED_ENTRY, entry)
+            if not flags & _VER_WEAK:
+                names.append(strings[name])
+            entry += more
         key = strings[library]
         requires[key] = requires.get(key, ()) + tuple(names)
-    return requires
+        if not step:
+            return requires
+        at += step
 
 
 def _provides(file: _File, strings: _Strings, dynamic: dict[int, list[int]]) -> tuple[str, ...]:
+    names: list[str] = []
     if _DT_VERDEF not in dynamic:
         return ()
     chain = _Chain(file, dynamic[_DT_VERDEF][-1])
-    records = chain.lists("<HHHHIII", 20, "<II", 8, 5)
-    return tuple(strings[entries[0][0]] for fields, entries in records if not fields[1] & _VER_BASE)
+    at = 0
+    while True:
+        _, flags, _, _, _, first, step = chain.record(_DEFINITION, at)
+        if not flags & _VER_BASE:  # that is the library's own name
+            names.append(strings[chain.record(_NAME, at + first)[0]])  # after it come the names of its ancestors
+        if not step:
+            return tuple(names)
+        at += step
 
 
 def _build_id(file: _File) -> str:
@@ -232,15 +251,21 @@ def _interpreter(file: _File) -> str:
         return ""
     if not 0 < segment.size <= _MAX_NAME:
         raise ElfError("an interpreter's name that is too long")
-    return file.exactly(segment.offset, segment.size).split(b"\0")[0].decode("utf-8", "backslashreplace")
+    name = file.read(segment.offset, segment.size)  # far from all else
+    if len(name) != segment.size:
+        raise ElfError("cut short")
+    return name.split(b"\0")[0].decode("utf-8", "backslashreplace")
 
 
-def parse(read: Read) -> Elf:
-    """`read(offset, size)` gives the bytes there, fewer at the end of the file. Raises ElfError."""
+def parse(read: Read, *, build_id: bool = True) -> Elf:
+    """`read(offset, size)` gives the bytes there, fewer at the end of the file. Raises ElfError.
+
+    build_id: whether it is looked for; no loader does.
+    """
     file = _File(read)
     dynamic = file.dynamic()
     if not dynamic:
-        return Elf(file.machine, "", (), "", "", _interpreter(file), {}, (), _build_id(file))
+        return Elf(file.machine, "", (), "", "", _interpreter(file), {}, (), _build_id(file) if build_id else "")
     strings = _Strings(file, dynamic)
     if len(dynamic.get(_DT_NEEDED, ())) > _MAX_NEEDED:
         raise ElfError("more needed libraries than any program has")
@@ -257,7 +282,7 @@ def parse(read: Read) -> Elf:
         interpreter=_interpreter(file),
         requires=_requires(file, strings, dynamic),
         provides=_provides(file, strings, dynamic),
-        build_id=_build_id(file),
+        build_id=_build_id(file) if build_id else "",
     )
 
 

@@ -16,7 +16,7 @@ from oci_hook.errors import HostError, ImageError, VgpuError, shown
 from oci_hook.inside import Namespaces, run, visit
 from oci_hook.mountinfo import MountInfo
 from oci_hook.plan import BOX
-from oci_hook.records import Allocation, Plan, Policy
+from oci_hook.records import Allocation, Plan, Policy, Start
 from oci_hook.rootview import RootView
 from oci_hook.values import TYPE_CHECKING, dataclass
 
@@ -43,11 +43,10 @@ class State:
 
 @dataclass(frozen=True)
 class Inside:
-    """What the hook reads of config.json. root: absolute path. env, cwd: of the container's process."""
+    """What the hook reads of config.json. root: absolute path."""
 
     root: str
-    env: tuple[str, ...]
-    cwd: str
+    start: Start
 
 
 def parse_state(raw: bytes, *, starting: bool) -> State:
@@ -87,16 +86,12 @@ def _bad_state(what: str) -> HostError:
 def read_bundle(folder: str) -> Inside:
     """Raises HostError VGPU-OCI-001."""
     bundle = Bundle(folder)
-    spec, env = bundle.spec, bundle.env
+    root, start = bundle.spec.get("root"), bundle.start
     bundle.close()
-    root, process = spec.get("root"), spec.get("process") or {}
     path = root.get("path") if isinstance(root, dict) else None
-    cwd = process.get("cwd") or "/"
     if not isinstance(path, str) or not path or "\0" in path:
         raise _bad_bundle(folder, f"names the root {shown(path)}")
-    if not isinstance(cwd, str):
-        raise _bad_bundle(folder, f"names the working folder {shown(cwd)}")
-    return Inside(os.path.join(folder, path), tuple(env), cwd)
+    return Inside(os.path.join(folder, path), start)
 
 
 def _bad_bundle(folder: str, what: str) -> HostError:
@@ -118,33 +113,32 @@ class Prepared:
     sources: opened, checked and cloned; None if that has to be done when it counts, so that a refusal is told then.
     """
 
-    def __init__(self, plan: Plan, root: str, env: Sequence[str], cwd: str) -> None:
+    def __init__(self, plan: Plan, root: str, start: Start) -> None:
         self.plan = plan
         self.sources: list[mounts.Source] | None = None
-        self._asked = (tuple(env), cwd)
+        self._start = start
         self._root: os.stat_result | None = None
         self._found: preflight.Found | None = None
         self._looked: frozenset[str] = frozenset()
         try:
             if os.geteuid() == 0:  # else they are to be cloned in the container's user namespace
                 self.sources = _cloned(plan)
-            self._rehearse(root, env, cwd)
+            self._rehearse(root)
         except (OSError, VgpuError):
             return
 
-    def _rehearse(self, root: str, env: Sequence[str], cwd: str) -> None:
+    def _rehearse(self, root: str) -> None:
         """Preflight before the runtime has made the user's mounts. What it refuses is not said here."""
         view = RootView(os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         self._root = os.fstat(view.fd)
-        self._found = _preflight(view, self.plan, env, cwd)
+        self._found = _preflight(view, self.plan, self._start)
         self._looked = frozenset(view.looked)
         mounts.Container(view.fd, frozenset()).make_room(self.sources or (), self._found.libdir)
 
     def found(self, root: int, inside: Inside, info: MountInfo) -> preflight.Found | None:
         """What preflight would find now, None if it has to be asked: it was asked about another root, or a mount that
         the runtime has made since may hide a file that it looked at. info: of the container's namespace."""
-        asked = (inside.env, inside.cwd)
-        if self._found is None or self._root is None or asked != self._asked:
+        if self._found is None or self._root is None or inside.start != self._start:
             return None
         if not os.path.samestat(os.fstat(root), self._root):
             return None
@@ -159,9 +153,9 @@ def _top(path: str) -> str:
     return "" if path in _NEVER_LIBRARIES else "/" + path.lstrip("/").partition("/")[0]
 
 
-def _preflight(root: RootView, plan: Plan, env: Sequence[str], cwd: str) -> preflight.Found:
+def _preflight(root: RootView, plan: Plan, start: Start) -> preflight.Found:
     names = [mount.target for mount in plan.mounts if mount.where != "path"]
-    return preflight.check(root, plan.libraries, names, env, cwd, os.uname().machine)
+    return preflight.check(root, plan.libraries, names, start, os.uname().machine)
 
 
 def _cloned(plan: Plan) -> list[mounts.Source]:
@@ -256,7 +250,7 @@ def _apply(
         hide.hide(container, plan.hidden)
     found = prepared.found(root, inside, container.info) if prepared else None
     if found is None:
-        found = _preflight(RootView(root), plan, inside.env, inside.cwd)
+        found = _preflight(RootView(root), plan, inside.start)
     container.apply(sources, found, BOX)
 
 
@@ -308,13 +302,28 @@ def main(argv: Sequence[str]) -> int:
 
 def _prestart(policy_path: str) -> int:
     try:
-        settings = policy.load(policy_path)
+        settings = load_policy(policy_path)
     except VgpuError as error:
         _say(error.line())
         return error.exit_code
     code, armed = answer(settings, read_state(0))
     tell(settings, armed)
     return code
+
+
+def load_policy(path: str) -> Policy:
+    """As policy.load. Before it refuses it reads the state on standard input, to keep whose start that was."""
+    try:
+        return policy.load(path)
+    except VgpuError as error:
+        from oci_hook import no_policy  # a start that works does not need it
+
+        try:
+            state = parse_state(read_state(0), starting=True)
+        except VgpuError:
+            raise error from None  # nobody's, and that there is no policy comes first
+        no_policy.keep(path, state.id, error, part="hook", bundle=state.bundle)
+        raise
 
 
 def answer(settings: Policy, raw: bytes, prepared: Prepared | None = None) -> tuple[int, Allocation | None]:

@@ -19,7 +19,7 @@ DRIVER_GPUS = "/proc/driver/nvidia/gpus"
 
 
 def path(policy: Policy) -> str:
-    return f"{policy.state_dir}/inventory.json"
+    return f"{policy.host_state_dir}/inventory.json"
 
 
 def wrapper_folder(policy: Policy) -> str:
@@ -74,13 +74,23 @@ def _stamp(path: str) -> list[str]:
 
 
 def load(policy: Policy) -> Inventory:
+    """What may be given out of: the host's GPUs, or what a user was granted of them. Raises as `of_host`."""
+    found = of_host(policy)
+    if policy.grant is None or not policy.grant.parts:
+        return found
+    from oci_hook import rootless
+
+    return rootless.narrowed(found, policy.grant)
+
+
+def of_host(policy: Policy) -> Inventory:
     """Raises HostError VGPU-HOST-002 if there is none that can be used or it is stale, VGPU-HOST-006 if others can
     write it.
     """
     file_path = path(policy)
     try:
         raw, status = files.read(file_path, _MAX_FILE)
-        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+        if not files.is_trusted(status.st_uid) or status.st_mode & 0o022:
             raise HostError(
                 "VGPU-HOST-006",
                 f"the inventory {file_path} can be written by others than root",

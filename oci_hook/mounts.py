@@ -14,7 +14,7 @@ import errno
 import os
 import stat
 
-from oci_hook import foreign_mounts, syscalls
+from oci_hook import files, foreign_mounts, syscalls
 from oci_hook.errors import HostError, ImageError, VgpuError, shown
 from oci_hook.mountinfo import MountInfo
 from oci_hook.records import Mount
@@ -82,7 +82,7 @@ def _open_source(mount: Mount) -> Source:
         raise _replaced(mount, f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no regular file')}")
     if mount.identity and mount.identity != identity(status):
         raise _replaced(mount, "is another file than at the last look")
-    if status.st_uid not in (0, os.geteuid()) or (status.st_mode & 0o022 and not mount.writable):
+    if not files.is_trusted(status.st_uid) or (status.st_mode & 0o022 and not mount.writable):
         raise HostError(
             "VGPU-HOST-006",
             f"{shown(mount.source, MAX_SHOWN)} is user {status.st_uid}'s, with mode {status.st_mode & 0o7777:04o}",

@@ -11,7 +11,7 @@ binpack and spread are here; what only some hosts use is in policies_more.py, wh
 from __future__ import annotations
 
 from oci_hook.errors import PlacementError, shown
-from oci_hook.records import Allocation, Ask, Candidate, Gpu, Host, Placement, Policy, Request, Slice
+from oci_hook.records import GRANT, Allocation, Ask, Candidate, Gpu, Host, Placement, Policy, Request, Slice
 from oci_hook.values import TYPE_CHECKING, dataclass, replace
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _room(gpu: Gpu, given: Sequence[Allocation], policy: Policy, kept_bytes: int
         gpu=gpu,
         total_bytes=int(gpu.memory_bytes * policy.overcommit_memory),
         used_bytes=sum(part.memory_bytes for _, part in here),
-        total_cores=int(100 * policy.overcommit_cores),
+        total_cores=int(gpu.cores_percent * policy.overcommit_cores),
         used_cores=sum(part.cores_percent for _, part in here),
         kept_bytes=kept_bytes,
         kept_cores=kept_cores,
@@ -209,10 +209,11 @@ def _unsuitable(case: Case) -> tuple[str, str] | None:
 def _shared(case: Case) -> tuple[str, str] | None:
     """Who is on the GPU, and how many."""
     here, reject = case.room.here, "ExclusiveDeviceAllocateConflict"
-    if not here:
-        return None
     if case.how == "exclusive":
-        return reject, f"{len(here)} on it, and it was asked for alone"
+        if here:
+            return reject, f"{len(here)} on it, and it was asked for alone"
+        if any(item.uuid == case.room.gpu.uuid and item.name.startswith(GRANT) for item in case.host.reservations):
+            return reject, "a user was granted a part of it, and it was asked for alone"
     for entry in here:
         if entry.placement.policy == "exclusive":
             return reject, f"{entry.id[:12]} has it alone"

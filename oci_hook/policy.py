@@ -18,10 +18,12 @@ _REMEDY = "write it anew with `vgpu config apply`"
 
 
 def load(path: str) -> Policy:
-    """policy.json. Raises HostError VGPU-HOST-001 if it cannot be used, VGPU-HOST-006 if others can write it."""
+    """policy.json; for a user who is not root, within what root has granted. Raises HostError VGPU-HOST-001 if it
+    cannot be used, VGPU-HOST-006 if others can write it.
+    """
     try:
         data, found = files.read(path, _MAX_FILE, follow=True)
-        if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+        if not files.is_trusted(found.st_uid) or found.st_mode & 0o022:
             why = f"the policy {path} can be written by others than root"
             raise HostError("VGPU-HOST-006", why, remedy=f"`chown root {path} && chmod 644 {path}`")
         policy = from_json(Policy, fastjson.loads(data))
@@ -31,7 +33,11 @@ def load(path: str) -> Policy:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         why = f"the policy {path} cannot be used: {shown(str(error), 160)}"
         raise HostError("VGPU-HOST-001", why, remedy=_REMEDY) from error
-    return policy
+    if found.st_uid == os.geteuid():
+        return policy
+    from oci_hook import rootless  # the installation is root's, and we are not
+
+    return rootless.as_user(policy)
 
 
 def clamp(request: Request, policy: Policy) -> tuple[Request, tuple[str, ...]]:
@@ -45,6 +51,9 @@ def clamp(request: Request, policy: Policy) -> tuple[Request, tuple[str, ...]]:
         notes.append(f"count: {len(asks)} GPUs asked, {policy.max_gpus} allowed")
         asks = asks[: policy.max_gpus]
     kept = tuple(_clamp_ask(ask, policy, notes) for ask in asks)
+    if request.burst == "soft" and policy.grant is not None and policy.max_cores_percent < 100:
+        notes.append("burst: soft asked, hard allowed within a grant of cores")
+        request = replace(request, burst="hard")
     return replace(request, asks=kept, devices=request.devices[: len(kept)]), tuple(dict.fromkeys(notes))
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 
-from oci_hook import elf
+from oci_hook import elf, programs
 from oci_hook.elf import Elf, ElfError
 from oci_hook.errors import ImageError, shown
-from oci_hook.records import Library
+from oci_hook.records import Library, Start
 from oci_hook.values import TYPE_CHECKING, dataclass
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
         def names(self, folder: str) -> Sequence[str]: ...
         def identity(self, path: str) -> tuple[int, int] | None: ...
         def loader_cache(self, machine: int) -> dict[str, tuple[str, ...]]: ...
+        def head(self, path: str, size: int) -> bytes | None: ...
+        def is_program(self, path: str) -> bool: ...
+        def real(self, path: str) -> str: ...
 
 
 MACHINES = {"x86_64": elf.X86_64, "aarch64": elf.AARCH64}
@@ -74,6 +77,8 @@ class Provider:
         return tuple(folder for folder in self.expanded(text).split(":") if folder.startswith("/")) if text else ()
 
     def expanded(self, text: str) -> str:
+        if "$" not in text:
+            return text
         origin = os.path.dirname(self.path)
         return text.replace("${ORIGIN}", origin).replace("$ORIGIN", origin)
 
@@ -181,20 +186,14 @@ class Image:
         return self.known[soname]
 
     def _search(self, soname: str, needs: Needs) -> Provider | None:
-        if "/" in soname:
-            paths = [soname]
-        else:
-            named = (f"{folder}/{soname}" for folder in (*needs.first, *self.library_path, *needs.runpath))
-            usual = (f"{folder}/{soname}" for folder in (self.libdir, *self.folders))
-            paths = [*named, *self.cache.get(soname, ()), *usual]
-        self.lookups += len(paths)
-        if self.lookups > _MAX_LOOKUPS:
-            raise ImageError(
-                "VGPU-IMG-005",
-                f"the image's libraries name so many folders that a search takes more than {_MAX_LOOKUPS} steps",
-                remedy=f"shorten the RUNPATH of {shown(needs.who, 256)}, or LD_LIBRARY_PATH",
-            )
-        for path in paths:
+        for path in self._paths(soname, needs):
+            self.lookups += 1
+            if self.lookups > _MAX_LOOKUPS:
+                raise ImageError(
+                    "VGPU-IMG-005",
+                    f"the image's libraries name so many folders that a search takes more than {_MAX_LOOKUPS} steps",
+                    remedy=f"shorten the RUNPATH of {shown(needs.who, 256)}, or LD_LIBRARY_PATH",
+                )
             try:
                 found = self.root.elf(path)
             except ElfError as error:
@@ -206,25 +205,35 @@ class Image:
                 self.refused.setdefault(soname, _for_other(path, found))
         return None
 
+    def _paths(self, soname: str, needs: Needs) -> Iterator[str]:
+        """Where the loader looks for it, in its order. Mostly it ends after one or two."""
+        if "/" in soname:
+            yield soname
+            return
+        for folders in (needs.first, self.library_path, needs.runpath):
+            for folder in folders:
+                yield f"{folder}/{soname}"
+        yield from self.cache.get(soname, ())
+        for folder in (self.libdir, *self.folders):
+            yield f"{folder}/{soname}"
 
-def check(
-    root: Root, libraries: Sequence[Library], mounted: Sequence[str], env: Sequence[str], cwd: str, machine: str
-) -> Found:
+
+def check(root: Root, libraries: Sequence[Library], mounted: Sequence[str], start: Start, machine: str) -> Found:
     """Raises ImageError for the first problem, and says how many more there are.
 
-    libraries: what must be loadable. mounted: further names that will be there (our box). env, cwd: of the container's
-    process, for LD_LIBRARY_PATH. machine: of the host, as os.uname() says it.
+    libraries: what must be loadable. mounted: further names that will be there (our box). start: for LD_LIBRARY_PATH
+    and the program's own RUNPATH. machine: of the host, as os.uname() says it.
     """
     if machine not in MACHINES:
         raise no_driver_for(machine)
-    image = Image(root, MACHINES[machine], library_path(env, cwd))
+    image = Image(root, MACHINES[machine], library_path(start.env, start.cwd))
     ours = {library.soname for library in libraries} | set(mounted)
     found = list(problems(image, map(of_driver, libraries), ours))
     if found:
         first, more = found[0], len(found) - 1
         text = first.text + (f" (and {more} more)" if more else "")
         raise ImageError(first.code, text, remedy=first.remedy)
-    return Found(image.libdir, copies(image))
+    return Found(image.libdir, copies(image, own_folders(root, start)))
 
 
 def no_driver_for(machine: str) -> ImageError:
@@ -302,7 +311,17 @@ def library_path(env: Sequence[str], cwd: str) -> list[str]:
     return found
 
 
-def _folders_searched(image: Image) -> Iterator[str]:
+def own_folders(root: Root, start: Start) -> tuple[str, ...]:
+    """Where the container's own program looks, by its RPATH or RUNPATH, for what it loads itself."""
+    found = programs.loaded(root, start)
+    if found is None or not (found[1].rpath or found[1].runpath):
+        return ()
+    provider = Provider(root.real(found[0]), found[1])
+    return provider.runpath() or provider.rpath()
+
+
+def _folders_searched(image: Image, own: Sequence[str]) -> Iterator[str]:
+    yield from own
     yield from image.library_path
     yield from (image.libdir, *image.folders, "/usr/lib/wsl/lib")
     for name in image.root.names("/usr/local"):
@@ -310,11 +329,14 @@ def _folders_searched(image: Image) -> Iterator[str]:
             yield f"/usr/local/{name}/compat"
 
 
-def copies(image: Image) -> tuple[Copy, ...]:
-    """Every path at which a loader could find the driver's libraries: a mount covers one name of a file, not all."""
+def copies(image: Image, own: Sequence[str] = ()) -> tuple[Copy, ...]:
+    """Every path at which a loader could find the driver's libraries: a mount covers one name of a file, not all.
+
+    own: further folders, in which the container's own program looks.
+    """
     found: dict[str, str] = {}  # path -> name that a program asks for
-    for folder in _with_hwcaps(image.root, _folders_searched(image)):
-        found.update((f"{folder}/{name}", name) for name in image.root.names(folder) if name.startswith(_STARTS))
+    for folder, names in _with_hwcaps(image.root, _folders_searched(image, own)):
+        found.update((f"{folder}/{name}", name) for name in names if name.startswith(_STARTS))
     for soname, paths in image.cache.items():
         if soname.startswith(_STARTS):
             found.update((path, soname) for path in paths)
@@ -331,14 +353,17 @@ def copies(image: Image) -> tuple[Copy, ...]:
     )
 
 
-def _with_hwcaps(root: Root, folders: Iterator[str]) -> Iterator[str]:
-    """Each folder once, and its subfolders for some processors, which the loader prefers."""
+def _with_hwcaps(root: Root, folders: Iterator[str]) -> Iterator[tuple[str, Sequence[str]]]:
+    """Each folder once, with the names in it, and its subfolders for some processors, which the loader prefers."""
     seen: set[tuple[int, int]] = set()
-    for folder in folders:
+    for folder in dict.fromkeys(folders):
         identity = root.identity(folder)
         if identity is None or identity in seen:
             continue
         seen.add(identity)
-        yield folder
-        yield from (f"{folder}/glibc-hwcaps/{name}" for name in root.names(f"{folder}/glibc-hwcaps"))
-        yield from (f"{folder}/{name}" for name in _HWCAPS)
+        names = root.names(folder)
+        yield folder, names
+        below = [f"{folder}/{name}" for name in _HWCAPS if name in names]
+        if "glibc-hwcaps" in names:
+            below += (f"{folder}/glibc-hwcaps/{name}" for name in root.names(f"{folder}/glibc-hwcaps"))
+        yield from ((path, root.names(path)) for path in below)

@@ -10,6 +10,7 @@ from oci_hook.values import TYPE_CHECKING, dataclass
 if TYPE_CHECKING:
     from typing import ClassVar
 
+GRANT = "user:"  # and the user's number: the name of a reservation that is a user's grant
 SCHEMA = 1  # of allocation.json, plan.json, inventory.json and policy.json
 
 
@@ -67,7 +68,10 @@ class Quota:
 
 @dataclass(frozen=True)
 class Reservation:
-    """Room on one GPU that is kept for containers that ask with its name. expires_ns: Unix time."""
+    """Room on one GPU that is kept for containers that ask with its name. expires_ns: Unix time.
+
+    A name that begins with GRANT is a grant: no container can ask with it (rootless.py). It does not expire.
+    """
 
     name: str
     uuid: str
@@ -93,6 +97,19 @@ class Host:
 
 
 @dataclass(frozen=True)
+class Grant:
+    """On whose behalf we work, if not on the host's own root's: see rootless.py. Made anew by each process.
+
+    uid: as the host has it. state_dir, log_dir: the host's. parts: what the user was granted, one of each GPU.
+    """
+
+    uid: int
+    state_dir: str
+    log_dir: str
+    parts: tuple[Reservation, ...] = ()
+
+
+@dataclass(frozen=True)
 class Policy:
     """The admin's /etc/vgpu/config.yaml, compiled to policy.json next to it. None: no cap.
 
@@ -102,7 +119,7 @@ class Policy:
     vgpu_command: absolute path of the operator's command, for remedies and a refresh of the inventory.
     weights: of the policies that `weighted` mixes. max_slices: containers on one GPU. record_labels: which labels of a
     container are kept beside those that quotas name. sick_xids: after which critical errors of the driver's a GPU takes
-    no new container.
+    no new container. grant: never in the file; with it state_dir and log_dir are the user's.
     """
 
     NESTED: ClassVar = {"quotas": Quota}
@@ -128,7 +145,13 @@ class Policy:
     max_slices: int | None = None
     record_labels: tuple[str, ...] = ("team", "user", "project")
     sick_xids: tuple[int, ...] = (48, 62, 64, 74, 79, 95, 119, 120, 140)
+    grant: Grant | None = None
     schema: int = SCHEMA
+
+    @property
+    def host_state_dir(self) -> str:
+        """The host's own, also where state_dir is a user's."""
+        return self.grant.state_dir if self.grant else self.state_dir
 
 
 @dataclass(frozen=True)
@@ -136,7 +159,8 @@ class Gpu:
     """One GPU of the host. health: "ok", or why it must not be used. minor: of /dev/nvidia<minor>.
 
     numa_node: None where it is not known. links: UUID of another GPU -> how it is reached: "NV" and the number of
-    NVLinks, or PIX, PXB, PHB, NODE, SYS as `nvidia-smi topo` has them.
+    NVLinks, or PIX, PXB, PHB, NODE, SYS as `nvidia-smi topo` has them. cores_percent: how much of its compute time
+    there is to give; like memory_bytes it is less than the GPU has where it is a user's grant.
     """
 
     index: int
@@ -148,6 +172,7 @@ class Gpu:
     health: str = "ok"
     numa_node: int | None = None
     links: dict[str, str] = {}
+    cores_percent: int = 100
 
 
 @dataclass(frozen=True)
@@ -285,6 +310,16 @@ class Mount:
     target: str
     identity: tuple[int, ...] = ()
     writable: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """How the container's process is started, as far as it tells a loader where to look. env: "NAME=value". cwd: its
+    working folder. program: the first word of its command, "" if there is none."""
+
+    env: tuple[str, ...] = ()
+    cwd: str = "/"
+    program: str = ""
 
 
 @dataclass(frozen=True)

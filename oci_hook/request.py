@@ -1,12 +1,14 @@
 """Labels, annotations and environment of a container -> Request. Pure; docs/labels.md is its reference.
 
-Layers, strongest first: annotations, labels, VGPU_* variables, NVIDIA_GPU_MEMORY_LIMIT, HAMi's variables. A stronger
-layer wins setting by setting, and its `memory.<i>` or `memory` go before either of a weaker one: an image's
-VGPU_MEMORY_0 does not widen what `--label vgpu.memory` said. What loses is not even read.
+Layers, strongest first: annotations (of a pod: those that name this container, then those for all of it), labels,
+VGPU_* variables, NVIDIA_GPU_MEMORY_LIMIT, HAMi's variables. A stronger layer wins setting by setting, and its
+`memory.<i>` or `memory` go before either of a weaker one: an image's VGPU_MEMORY_0 does not widen what
+`--label vgpu.memory` said. What loses is not even read.
 """
 
 from __future__ import annotations
 
+from oci_hook import pods
 from oci_hook.errors import RequestError, shown
 from oci_hook.placement import POLICIES
 from oci_hook.records import Ask, Request
@@ -60,8 +62,10 @@ def parse(
     env: "NAME=value"; of several with one name the last counts. allowed_sources: others are as if they were not there.
     """
     variables = dict(pair.split("=", 1) for pair in env if "=" in pair) if "env" in allowed_sources else {}
+    container, own, shared = pods.asked(annotations if "annotation" in allowed_sources else {})
     layers = [
-        _named("annotation", annotations if "annotation" in allowed_sources else {}),
+        _named("annotation", own, f"/{container}"),
+        _named("annotation", shared),
         _named("label", labels if "label" in allowed_sources else {}),
         _variables(variables),
         *_foreign(variables),
@@ -115,15 +119,16 @@ def nearest(word: str, known: Iterable[str]) -> tuple[str, int]:
     return min(((candidate, _distance(word[:64], candidate)) for candidate in known), key=lambda pair: pair[1])
 
 
-def _named(source: str, values: Mapping[str, str]) -> Layer:
+def _named(source: str, values: Mapping[str, str], whose: str = "") -> Layer:
+    """whose: "/trainer", the end of the names as the user has written them."""
     layer: Layer = {}
     for name, text in values.items():
         if not name.startswith("vgpu."):
             continue
         setting = name[5:]
         if setting not in SETTINGS and setting not in NUMBERED:
-            raise _unknown(name, source, [f"vgpu.{known}" for known in SETTINGS + NUMBERED])
-        layer[setting] = Given(name, text, source, _READERS[setting.partition(".")[0]])
+            raise _unknown(name + whose, source, [f"vgpu.{known}{whose}" for known in SETTINGS + NUMBERED])
+        layer[setting] = Given(name + whose, text, source, _READERS[setting.partition(".")[0]])
     return layer
 
 
@@ -299,7 +304,7 @@ def _devices(given: Given) -> tuple[str, ...]:
 
 
 def _choice(given: Given) -> str:
-    setting = given.name[5:].lower()  # vgpu.policy or VGPU_POLICY
+    setting = given.name[5:].partition("/")[0].lower()  # vgpu.policy, vgpu.policy/trainer or VGPU_POLICY
     if given.text not in CHOICES[setting]:
         why = f"there is no such choice; there are {', '.join(CHOICES[setting])}"
         remedy = f"did you mean {given.name}={nearest(given.text, CHOICES[setting])[0]}?"

@@ -68,6 +68,12 @@ def grows(before: Allocation, after: Allocation) -> bool:
 def check_caps(change: Change, policy: Policy) -> None:
     """Raises RequestError VGPU-SET-003 for a size or share above the admin's caps."""
     limit = policy.max_memory_bytes
+    if change.burst == "soft" and policy.grant is not None and policy.max_cores_percent < 100:
+        raise RequestError(
+            "VGPU-SET-003",
+            "--burst: soft asked, and within a grant of cores nothing can be borrowed",
+            remedy="leave --burst out, or have root grant cores without a limit (vgpu grant without --cores)",
+        )
     if change.memory_bytes is not None and limit is not None and change.memory_bytes > limit:
         asked, most, setting = mib(change.memory_bytes), mib(limit), "max.memory"
     elif change.cores_percent is not None and change.cores_percent > policy.max_cores_percent:
@@ -127,7 +133,7 @@ def _reject(old: Slice, new: Slice, gpu: Gpu | None, beside: Sequence[Slice], po
     memory = min(left, gpu.memory_bytes)
     if more_memory and new.memory_bytes > memory:
         return f"CardInsufficientMemory (asked {mib(new.memory_bytes)}, it can have {mib(max(memory, 0))} in all)"
-    cores = int(100 * policy.overcommit_cores) - sum(part.cores_percent for part in beside)
+    cores = int(gpu.cores_percent * policy.overcommit_cores) - sum(part.cores_percent for part in beside)
     if more_cores and new.cores_percent > cores:
         return f"CardInsufficientCore (cores asked {new.cores_percent}, it can have {max(cores, 0)} in all)"
     return None

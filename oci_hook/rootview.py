@@ -10,11 +10,11 @@ import os
 import stat
 
 from oci_hook import elf, ldcache, syscalls
-from oci_hook.elf import ElfError
+from oci_hook.elf import Elf, ElfError
 from oci_hook.errors import ImageError, shown
 
 _MAX_NAMES = 100_000  # in one folder; more would take the hook's whole time
-_PARSED: dict[tuple[int, ...], elf.Elf] = {}  # a file that is still the same is not read twice by one process
+_PARSED: dict[tuple[int, ...], Elf] = {}  # a file that is still the same is not read twice by one process
 INSIDE = syscalls.IN_ROOT | syscalls.NO_MAGICLINKS
 
 
@@ -30,36 +30,28 @@ class RootView:
         self.looked: set[str] = set()
         self.prefix = os.readlink(f"/proc/self/fd/{fd}").rstrip("/")
 
-    def find(self, path: str, flags: int = 0) -> int | None:
-        """An O_PATH fd that the caller closes, or None."""
+    def find(self, path: str, flags: int = os.O_PATH) -> int | None:
+        """An fd that the caller closes, or None."""
         self._note(path)
         try:
-            found = syscalls.openat2(self.fd, path, os.O_PATH | flags, INSIDE)
+            found = syscalls.openat2(self.fd, path, flags, INSIDE)
         except (OSError, ValueError):
             return None
         self._note(os.readlink(f"/proc/self/fd/{found}").removeprefix(self.prefix))  # where links have led
         return found
 
     def _note(self, path: str) -> None:
-        self.looked.add("/" + path.lstrip("/").partition("/")[0])
+        self.looked.add("/" + path.lstrip("/").split("/", 1)[0])
 
-    def _reopen(self, path: str, kind: int, flags: int) -> int | None:
+    def open_file(self, path: str) -> int | None:
+        """A regular file for reading, which the caller closes; None if there is none that can be read."""
         found = self.find(path)
         if found is None:
             return None
         try:
-            if stat.S_IFMT(os.fstat(found).st_mode) != kind:
-                return None
-            # the same inode again, now for reading: no second look at the path
-            return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC | flags)
-        except OSError:
-            return None
+            return _reopen(found) if stat.S_ISREG(os.fstat(found).st_mode) else None
         finally:
             os.close(found)
-
-    def open_file(self, path: str) -> int | None:
-        """A regular file for reading, which the caller closes; None if there is none that can be read."""
-        return self._reopen(path, stat.S_IFREG, 0)
 
     def read(self, path: str, limit: int) -> bytes | None:
         """The bytes of a regular file, None if there is none. A file of more than `limit` bytes raises ImageError."""
@@ -77,16 +69,26 @@ class RootView:
         finally:
             os.close(fd)
 
-    def elf(self, path: str) -> elf.Elf | None:
+    def elf(self, path: str) -> Elf | None:
         """None when there is no regular file of that name. Raises ElfError for a file that no loader would take."""
-        fd = self._reopen(path, stat.S_IFREG, 0)
+        found = self.find(path)
+        if found is None:
+            return None
+        try:
+            now = os.fstat(found)
+            if not stat.S_ISREG(now.st_mode):
+                return None
+            key = now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+            return _PARSED.get(key) or self._parse(found, key)
+        finally:
+            os.close(found)
+
+    def _parse(self, found: int, key: tuple[int, ...]) -> Elf | None:
+        fd = _reopen(found)
         if fd is None:
             return None
         try:
-            found = os.fstat(fd)
-            key = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-            if key not in _PARSED:
-                _PARSED[key] = elf.parse(lambda offset, size: os.pread(fd, size, offset))
+            _PARSED[key] = elf.parse(lambda offset, size: os.pread(fd, size, offset), build_id=False)
             return _PARSED[key]
         except OSError as error:
             raise ElfError(f"cannot be read ({error.strerror})") from None
@@ -104,7 +106,7 @@ class RootView:
 
     def names(self, folder: str) -> list[str]:
         """The names in a folder, none if there is no such folder."""
-        fd = self._reopen(folder, stat.S_IFDIR, os.O_DIRECTORY)
+        fd = self.find(folder, os.O_RDONLY | os.O_DIRECTORY)  # at once: what is no folder is not opened
         if fd is None:
             return []
         try:
@@ -131,6 +133,45 @@ class RootView:
         finally:
             os.close(found)
 
+    def head(self, path: str, size: int) -> bytes | None:
+        """The first bytes of a regular file, None if there is none."""
+        descriptor = self.open_file(path)
+        if descriptor is None:
+            return None
+        try:
+            return os.pread(descriptor, size, 0)
+        finally:
+            os.close(descriptor)
+
+    def is_program(self, path: str) -> bool:
+        """Whether it is a regular file that somebody may execute."""
+        found = self.find(path)
+        if found is None:
+            return False
+        try:
+            mode = os.fstat(found).st_mode
+            return stat.S_ISREG(mode) and mode & 0o111 != 0
+        finally:
+            os.close(found)
+
+    def real(self, path: str) -> str:
+        """The path without links of what it leads to; "" if that is nothing."""
+        found = self.find(path)
+        if found is None:
+            return ""
+        try:
+            return os.readlink(f"/proc/self/fd/{found}").removeprefix(self.prefix) or "/"
+        finally:
+            os.close(found)
+
     def loader_cache(self, machine: int) -> dict[str, tuple[str, ...]]:
         """/etc/ld.so.cache as ldcache.parse gives it; empty if there is none, or none that glibc would use."""
         return ldcache.read(self.read("/etc/ld.so.cache", ldcache.MAX_BYTES), machine)
+
+
+def _reopen(found: int) -> int | None:
+    """The same inode again, now for reading: no second look at the path."""
+    try:
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None

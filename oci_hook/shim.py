@@ -24,6 +24,7 @@ from oci_hook import (
     nvidia,
     placement,
     plan,
+    pods,
     policy,
     quota_file,
     request,
@@ -71,11 +72,8 @@ def main(argv: Sequence[str]) -> int:
         given = _slice(call)
         code = 0
     except VgpuError as error:
-        from oci_hook import rootless  # a start that works does not need it
-
-        told = rootless.explained(error)
-        _tell(call, told.line())
-        code = told.exit_code
+        _tell(call, error.line())
+        code = error.exit_code
     except Exception as error:
         _tell(
             call,
@@ -108,9 +106,13 @@ def _slice(call: Call) -> standby.Standby | None:
         _remember_early(call, error)
         raise
     annotations, env = bundle.annotations, bundle.env
-    if not request.mentioned(annotations, docker.labels, env):
+    if pods.is_sandbox(annotations) or not request.mentioned(annotations, docker.labels, env):
         return None
-    settings = policy.load(call.policy)
+    try:
+        settings = policy.load(call.policy)
+    except VgpuError as error:
+        _remember_without_policy(call, error, docker)
+        raise
     try:
         asked = request.parse(annotations, docker.labels, env, settings.sources)
         if asked is None:
@@ -153,6 +155,7 @@ def _give(
     if not os.access(call.runtime, os.X_OK):
         gone = f"{call.runtime} cannot be started: it is missing or must not be executed"
         raise HostError("VGPU-HOST-004", gone, remedy="install it, or name another in launcher.conf")
+    start = bundle.start
     have = inventory_now(settings)
     placed, mounts = grant(settings, call.id, docker, asked, have, creator)
     try:
@@ -167,7 +170,7 @@ def _give(
     except BaseException:
         _take_back(settings, call.id, creator, "the bundle cannot be edited")
         raise
-    return standby.Standby(settings, call.id, creator, mounts, (bundle.root, bundle.env, bundle.cwd))
+    return standby.Standby(settings, call.id, creator, mounts, (bundle.root, start))
 
 
 def grant(
@@ -273,11 +276,19 @@ def _remember(call: Call, settings: Policy, error: VgpuError, docker: Docker = _
 
 
 def _remember_early(call: Call, error: VgpuError) -> None:
-    """Of a container of which it is not known yet what it asks for. Without a policy there is no place to keep it."""
+    """Of a container of which it is not known yet what it asks for."""
     try:
-        _remember(call, policy.load(call.policy), error)
+        settings = policy.load(call.policy)
     except VgpuError:
-        return
+        _remember_without_policy(call, error)
+    else:
+        _remember(call, settings, error)
+
+
+def _remember_without_policy(call: Call, error: VgpuError, docker: Docker = _NO_DOCKER) -> None:
+    from oci_hook import no_policy  # a start that works does not need it
+
+    no_policy.keep(call.policy, call.id, error, **_facts(call, docker))
 
 
 def _facts(call: Call, docker: Docker = _NO_DOCKER) -> dict[str, str]:
@@ -285,7 +296,12 @@ def _facts(call: Call, docker: Docker = _NO_DOCKER) -> dict[str, str]:
 
 
 def inventory_now(settings: Policy) -> Inventory:
-    """The host's inventory; a missing or stale one is made anew by the operator's command, once."""
+    """The host's inventory; a missing or stale one is made anew by the operator's command, once. For a user, what was
+    granted of it; raises HostError VGPU-HOST-012 if nothing was."""
+    if settings.grant is not None:
+        from oci_hook import rootless
+
+        return rootless.inventory_now(settings, settings.grant)
     try:
         return inventory.load(settings)
     except HostError as error:

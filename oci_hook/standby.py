@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from oci_hook import hook
-    from oci_hook.records import Plan, Policy, Process
+    from oci_hook.records import Plan, Policy, Process, Start
 
 _SOCKET = "hook.sock"
 _PATIENCE_S = 60.0  # longer than any runtime takes to its prestart hooks
@@ -30,11 +30,11 @@ class Standby:
     """Listens from the beginning, serves when the launcher has its answer. Never fails a start: it is only slower then.
 
     runtime: the process that has called the launcher's, and becomes the runtime. inside: path of the container's root
-    file tree; environment and working folder of its process.
+    file tree, and how its process is started.
     """
 
     def __init__(
-        self, settings: Policy, container: str, runtime: Process, plan: Plan, inside: tuple[str, list[str], str]
+        self, settings: Policy, container: str, runtime: Process, plan: Plan, inside: tuple[str, Start]
     ) -> None:
         self.settings = settings
         self.container = container

@@ -22,14 +22,23 @@ _MAX_FILE = 1 << 20
 
 
 def path(policy: Policy) -> str:
-    return f"{policy.log_dir}/standing.json"
+    """The host's, for a user as well."""
+    return f"{policy.grant.log_dir if policy.grant else policy.log_dir}/standing.json"
 
 
 def load(policy: Policy) -> Host:
-    """Raises HostError VGPU-HOST-010 if there is one that cannot be used."""
+    """For a user without the reservations: within a grant there are none. Raises HostError VGPU-HOST-010 if the file
+    cannot be used.
+    """
+    host = of_host(policy)
+    return replace(host, reservations=()) if policy.grant else host
+
+
+def of_host(policy: Policy) -> Host:
+    """As `load`, with all reservations."""
     try:
         data, found = files.read(path(policy), _MAX_FILE)
-        if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+        if not files.is_trusted(found.st_uid) or found.st_mode & 0o022:
             raise ValueError("others than root can write it")
         host: Host = from_json(Host, fastjson.loads(data))
         if not all(type(item.expires_ns) is int and item.memory_bytes >= 0 for item in host.reservations):

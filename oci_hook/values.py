@@ -31,15 +31,21 @@ def _freeze(cls: Any) -> Any:
     names = _fields(cls)
     defaults = {name: getattr(cls, name) for name in names if hasattr(cls, name)}
 
+    template = {name: defaults.get(name) for name in names}  # in this order they are compared, shown and written
+    # by how many are given in order: those that must come by name, and those that may
+    must = [frozenset(names[count:]) - defaults.keys() for count in range(len(names) + 1)]
+    may = [frozenset(names[count:]) for count in range(len(names) + 1)]
+
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        given = dict(zip(names, args, strict=False))
-        if len(args) > len(names) or given.keys() & kwargs.keys() or kwargs.keys() - set(names):
-            raise TypeError(f"{cls.__name__}: unexpected arguments {args!r} {kwargs!r}")
-        fields = {**defaults, **given, **kwargs}
-        missing = [name for name in names if name not in fields]
-        if missing:
-            raise TypeError(f"{cls.__name__}: missing {', '.join(missing)}")
-        self.__dict__.update((name, fields[name]) for name in names)
+        count = len(args)
+        if count > len(names) or not must[count] <= kwargs.keys() <= may[count]:
+            lacking = sorted(must[min(count, len(names))] - kwargs.keys())
+            wrong = f"missing {', '.join(lacking)}" if lacking else f"unexpected arguments {args!r} {kwargs!r}"
+            raise TypeError(f"{cls.__name__}: {wrong}")
+        fields = self.__dict__
+        fields.update(template)
+        fields.update(zip(names, args, strict=False))
+        fields.update(kwargs)
 
     def __setattr__(self: Any, name: str, value: object) -> None:
         raise AttributeError(f"{cls.__name__}.{name}: records are frozen")

@@ -5,7 +5,9 @@ set -eu
 cd "$(dirname "$0")/.."
 
 # Docker is not here: its package would start the machine's own daemon. tests/harness/engines.py unpacks one below build/.
-packages="gcc libc6-dev make python3 python3-venv python3-dev runc crun busybox-static util-linux clang-format shellcheck binutils qemu-user valgrind rpm cpio debootstrap"
+packages="gcc libc6-dev make python3 python3-venv python3-dev runc crun busybox-static util-linux"
+packages="$packages clang-format shellcheck binutils clang libclang-rt-dev valgrind qemu-user" # to check and fuzz C
+packages="$packages rpm cpio dnf debootstrap zsh fish" # to try packages and completions
 
 missing=""
 for package in $packages; do

@@ -12,24 +12,32 @@ def path_in(prefix: str) -> str:
     return f"{prefix}/etc/launcher.conf"
 
 
-def text(prefix: str, runtime: str, python: str) -> str:
+def text(prefix: str, runtime: str, python: str, state: str) -> str:
     """The whole file. All paths absolute."""
     lines = {
         "runtime": runtime,
         "python": python,
         "shim": f"{prefix}/lib/vgpu/python/vgpu_shim.py",
         "policy": f"{prefix}/etc/policy.json",
+        "state": state,
     }
     return "".join(f"{key}={value}\n" for key, value in lines.items())
 
 
-def set_runtime(prefix: str, runtime: str) -> bool:
-    """Has the launcher start `runtime`; False if it does so already. Raises VGPU-CFG-001 and -002."""
+def agree(prefix: str, runtime: str, state: str) -> bool:
+    """Has the launcher start `runtime` and keep refused starts in `state`; False if it does so already.
+
+    Raises VGPU-CFG-001 and -002.
+    """
     file = files.read(path_in(prefix))
     if file.data is None:
         raise HostError("VGPU-CFG-001", f"{file.path} does not exist", remedy="install vgpu again: vgpu install")
     lines = files.decode(file).splitlines()
-    wanted = [f"runtime={runtime}" if line.startswith("runtime=") else line for line in lines]
+    wanted = list(lines)
+    for key, value in {"runtime": runtime, "state": state}.items():
+        places = [number for number, line in enumerate(wanted) if line.startswith(f"{key}=")]
+        for number in places or [len(wanted)]:
+            wanted[number : number + 1] = [f"{key}={value}"]
     if wanted == lines:
         return False
     files.replace(file, "".join(f"{line}\n" for line in wanted).encode())

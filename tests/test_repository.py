@@ -39,7 +39,9 @@ def files() -> list[Path]:
 def code() -> list[Path]:
     """What people read and write: no data, no generated code."""
     return [
-        path for path in files() if path.suffix in CODE and "generated" not in path.parts and path.name != "LICENSE"
+        path
+        for path in files()
+        if path.suffix in CODE and not {"generated", "corpus"} & set(path.parts) and path.name != "LICENSE"
     ]
 
 
@@ -88,3 +90,32 @@ def test_the_length_of_c_functions_is_seen(tmp_path: Path) -> None:
     source = tmp_path / "a.c"
     source.write_text("int f(void)\n{\n" + "    f();\n" * 70 + "}\n\nint g(void)\n{\n}\n")
     assert function_lengths(source) == [("int f(void)", 73), ("int g(void)", 3)]
+
+
+def test_every_test_that_a_document_names_is_there() -> None:
+    """`test_file.py` and `test_file.py::test_name`: a promise whose test has gone is a promise no more."""
+    tests = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    missing = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in files()
+        if path.suffix == ".md"
+        for match in re.finditer(r"\b(test_\w+\.py)(?:::(test_\w+))?", path.read_text())
+        if match[1] not in tests or (match[2] and f"def {match[2]}(" not in tests[match[1]])
+    ]
+    assert missing == []
+
+
+def test_every_page_is_in_the_list_of_pages() -> None:
+    index = (ROOT / "docs/README.md").read_text()
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"({page.name})" not in index] == ["README.md"]
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    broken = [
+        f"{path.relative_to(ROOT)}: {target}"
+        for path in files()
+        if path.suffix == ".md"
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", path.read_text())
+        if not (path.parent / target).exists()
+    ]
+    assert broken == []

@@ -13,6 +13,7 @@ from runtime_config import cdi, cdi_check, files, launcher_conf
 from vgpu import output
 from vgpu.config import load
 from vgpu.configure import WOULD_CHANGE, difference
+from vgpu.installer import layout
 
 FOUND_WRONG = 1
 _LIST = ("DEVICE", "DEVICE FILES", "MOUNTS", "HOOKS", "SPEC")
@@ -65,7 +66,8 @@ def _require_ours(text: str, path: str) -> None:
 
 def expected_text(policy: Policy, *, refresh: bool) -> str:
     """What our spec should say now. refresh: make the inventory anew if it is stale; else HostError VGPU-HOST-002."""
-    return cdi.generate(_inventory(policy, refresh=refresh), launcher_conf.python_of(policy.prefix), policy.prefix)
+    prefix = layout.of_home(policy.prefix)  # the file outlives the version, which may be removed
+    return cdi.generate(_inventory(policy, refresh=refresh), launcher_conf.python_of(prefix), prefix)
 
 
 def _inventory(policy: Policy, *, refresh: bool) -> Inventory:
@@ -73,7 +75,7 @@ def _inventory(policy: Policy, *, refresh: bool) -> Inventory:
     from vgpu.inventory import scan
 
     try:
-        return inventory.load(policy)
+        return inventory.of_host(policy)
     except HostError as error:
         if error.code != "VGPU-HOST-002" or not refresh:
             raise

@@ -14,7 +14,7 @@ import typer
 
 from oci_hook.errors import VgpuError
 from runtime_config.policy_file import DEFAULT_PATH as DEFAULT_CONFIG
-from vgpu import __version__, cli_cdi, cli_doctor, cli_drop_in, cli_engines, cli_install, cli_placement
+from vgpu import __version__, cli_cdi, cli_doctor, cli_drop_in, cli_engines, cli_grant, cli_install, cli_placement
 from vgpu.monitor import commands as monitor
 from vgpu.options import DOCKER_SOCKET, Config, DockerHost, DryRun, Json, Prefix
 
@@ -35,6 +35,7 @@ cli_cdi.add_to(app)
 cli_drop_in.add_to(configure_app)
 cli_engines.add_to(configure_app)
 cli_placement.add_to(app)
+cli_grant.add_to(app)
 cli_doctor.add_to(app)
 cli_install.add_to(app)
 app.add_typer(wrapper_app, name="wrapper")

@@ -13,6 +13,8 @@ from vgpu.options import DryRun, Json, Prefix
 Undo = Annotated[bool, typer.Option("--undo", help="Take it out again.")]
 SetDefault = Annotated[bool, typer.Option("--set-default", help="Make vgpu the default runtime.")]
 _PODMAN = "/etc/containers/containers.conf.d/vgpu.conf"
+_OF_USER = "{}/containers/containers.conf.d/vgpu.conf"
+_HOOKS_OF_USER = "{}/containers/oci/hooks.d"
 _CRIO = "/etc/crio/crio.conf.d/99-vgpu.conf"
 _HOOKS = "/usr/share/containers/oci/hooks.d"
 
@@ -35,18 +37,18 @@ def configure_podman_command(
     program: Annotated[str, typer.Option("--program", help="The Podman to ask.")] = "podman",
     json: Json = False,
 ) -> None:
-    """Give Podman the runtime vgpu, in a drop-in of its containers.conf."""
-    from oci_hook.errors import HostError
+    """Give Podman the runtime vgpu, in a drop-in of its containers.conf; run by a user, that user's rootless Podman."""
     from runtime_config.engines import podman
     from vgpu import configure_drop_in
     from vgpu.configure import Edit
 
-    if os.geteuid() != 0 and config_file == _PODMAN:
-        what = "slices are counted for the whole host by root alone, so a user's own Podman cannot have the runtime"
-        raise HostError("VGPU-HOST-012", what, remedy="run this as root, and containers with slices by sudo podman")
+    rootless = os.geteuid() != 0
+    if rootless:
+        config_file = _OF_USER.format(_user_folder()) if config_file == _PODMAN else config_file
+        hooks_dir = _HOOKS_OF_USER.format(_user_folder()) if hooks_dir == _HOOKS else hooks_dir
     edit = Edit(config_file, podman, undo=undo, set_default=set_default, dry_run=dry_run)
     request = configure_drop_in.Request(
-        edit, _installed(prefix), hooks_dir if hooks or undo else None, program if verify else None
+        edit, _installed(prefix), hooks_dir if hooks or undo else None, program if verify else None, named=rootless
     )
     raise typer.Exit(configure_drop_in.run("podman", request, as_json=json))
 
@@ -67,6 +69,10 @@ def configure_crio_command(
     edit = Edit(config_file, crio, undo=undo, set_default=set_default, dry_run=dry_run)
     request = configure_drop_in.Request(edit, _installed(prefix))
     raise typer.Exit(configure_drop_in.run("crio", request, as_json=json))
+
+
+def _user_folder() -> str:
+    return os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
 
 
 def _installed(prefix: str | None) -> str:

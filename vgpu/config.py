@@ -87,7 +87,7 @@ def apply(config: str, *, as_json: bool) -> None:
     home = home_of(config)
     launcher_conf.check_runtime(policy.runtime, prefix_of(config))
     changed = policy_file.write_compiled(policy, policy_file.compiled_path(config))
-    changed = launcher_conf.set_runtime(home, policy.runtime) or changed
+    changed = launcher_conf.agree(home, policy.runtime, policy.state_dir) or changed
     if as_json:
         output.emit_json({"config": config, "changed": changed})
     else:
@@ -105,3 +105,16 @@ def load(config: str) -> Policy:
     from oci_hook import policy
 
     return policy.load(policy_file.compiled_path(config))
+
+
+def load_for_failures(config: str) -> tuple[Policy, str]:
+    """The policy in force, and the folder in which the launcher keeps refused starts, which is its state folder unless
+    launcher.conf is damaged. Where there is no policy that can be used, one that only names that folder."""
+    from oci_hook import no_policy
+
+    launchers = no_policy.state_dir(policy_file.compiled_path(config))
+    try:
+        return load(config), launchers
+    except HostError as error:
+        output.message(f"vgpu: there is no policy in force ({error}): only {launchers} was looked at")
+        return Policy(runtime="", prefix="", state_dir=launchers), launchers

@@ -11,7 +11,7 @@ from typing import Any
 from oci_hook.errors import HostError, shown
 from runtime_config import launcher_conf
 from runtime_config.engines import RUNTIME, hooks_d
-from runtime_config.engines.hooks_d import HookFile
+from runtime_config.engines.hooks_d import FolderFile, HookFile
 from vgpu import configure
 from vgpu.configure import Change, Edit, Tell
 
@@ -25,12 +25,16 @@ _UNDONE = "containers that were created with the runtime vgpu can no longer star
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the command line asks for. hooks_dir: the folder of hooks.d, None: not these. program: to verify with."""
+    """What the command line asks for. hooks_dir: the folder of hooks.d, None: not these. program: to verify with.
+
+    named: the engine reads hooks_dir only if a drop-in beside the edit's file says so, as a user's Podman does.
+    """
 
     edit: Edit
     prefix: str
     hooks_dir: str | None = None
     program: str | None = None
+    named: bool = False
 
 
 def run(engine: str, request: Request, *, as_json: bool) -> int:
@@ -74,6 +78,9 @@ def _edits(request: Request) -> list[Edit]:
         for stage in hooks_d.STAGES:
             file = HookFile(stage, python, os.path.abspath(request.prefix))
             edits.append(replace(request.edit, path=f"{request.hooks_dir}/{file.name}", editor=file))
+        if request.named:
+            path = f"{os.path.dirname(request.edit.path)}/{FolderFile.NAME}"
+            edits.append(replace(request.edit, path=path, editor=FolderFile(request.hooks_dir)))
     return [*edits, request.edit]
 
 

@@ -9,7 +9,7 @@ from oci_hook import inventory, inventory_scan, ledger
 from oci_hook.errors import HostError
 from oci_hook.records import Gpu, Inventory, Policy
 from oci_hook.values import as_json as to_json
-from vgpu import inventory_cdi, output
+from vgpu import grant, inventory_cdi, output
 from vgpu.config import load
 
 COLUMNS = ("GPU", "NAME", "MEMORY", "UUID", "PCI", "HEALTH")
@@ -33,13 +33,20 @@ def _row(gpu: Gpu) -> tuple[str, ...]:
 
 
 def scan(policy: Policy) -> Inventory:
-    """Looks at the host, and writes inventory.json. Raises HostError VGPU-HOST-…"""
+    """Looks at the host, and writes inventory.json; after a boot also makes the folders of users with a grant anew.
+
+    Raises HostError VGPU-HOST-…
+    """
+    if policy.grant is not None:
+        what = f"user {policy.grant.uid} cannot look at the host anew"
+        raise HostError("VGPU-HOST-003", what, remedy=f"run it as root: sudo {policy.vgpu_command} inventory --refresh")
     if policy.simulate_gpus:
         found = inventory_scan.simulated(policy, simulate(policy))
     else:
         gpus = inventory_scan.nvml_gpus()
         found = inventory_cdi.real(policy, gpus) if policy.driver_spec else inventory_scan.real(policy, gpus)
     inventory_scan.save(policy, found)
+    grant.restore(policy)
     return found
 
 

@@ -10,9 +10,10 @@ from typing import Any
 from libcuda_wrap import bindings
 from oci_hook import ledger
 from oci_hook.errors import HostError, VgpuError
-from oci_hook.records import Allocation, Policy
-from vgpu import given, output
+from oci_hook.records import GRANT, Allocation, Policy
+from vgpu import given, output, users
 from vgpu.config import load
+from vgpu.users import User
 
 COLUMNS = ("CONTAINER", "NAME", "IMAGE", "GPU", "MEMORY", "CORES", "STATE", "IN FORCE", "PROCESSES", "DENIED")
 
@@ -20,27 +21,36 @@ COLUMNS = ("CONTAINER", "NAME", "IMAGE", "GPU", "MEMORY", "CORES", "STATE", "IN 
 def run(config: str, *, as_json: bool) -> None:
     """Prints all slices. One that cannot be read is named on stderr and left out; the others are shown."""
     policy = load(config)
-    containers = collect(policy)
-    gpus = given.by_gpu(containers, policy)
+    containers, grants = collect(policy), users.grants(policy)
+    gpus = given.by_gpu(containers, grants, policy)
     over = {gpu["uuid"] for gpu in gpus if gpu["overcommitted"]}
     if as_json:
-        output.emit_json({"cores_enforced": True, "gpus": gpus, "containers": containers})
+        output.emit_json({"cores_enforced": True, "gpus": gpus, "grants": grants, "containers": containers})
         return
-    output.table(COLUMNS, [row for container in containers for row in _rows(container, over)])
+    index = {gpu["uuid"]: str(gpu["index"]) for gpu in gpus}
+    rows = [row for grant in grants for row in _grant_rows(grant, index)]
+    output.table(COLUMNS, [*rows, *(row for container in containers for row in _rows(container, over))])
 
 
 def collect(policy: Policy) -> list[dict[str, Any]]:
-    """One dict a container, oldest first; what --json prints."""
-    found = []
-    for name in names(policy.state_dir):
-        try:
-            allocation = ledger.read(policy.state_dir, name)
-            if allocation is not None:
-                found.append(_describe(policy.state_dir, allocation))
-        except VgpuError as error:
-            if os.path.lexists(ledger.folder(policy.state_dir, name)):  # else it ended while we were reading
-                output.message(error.line())
+    """One dict a container, oldest first; what --json prints. For root with those of users' rootless engines."""
+    found = _collect(policy.state_dir, names(policy.state_dir), None)
+    for user in users.every(policy):
+        found += _collect(user.policy.state_dir, users.names(user), user)
     return sorted(found, key=lambda container: int(container["created_ns"]))
+
+
+def _collect(state_dir: str, ids: list[str], user: User | None) -> list[dict[str, Any]]:
+    found = []
+    for name in ids:
+        try:
+            allocation = users.read(user, name) if user else ledger.read(state_dir, name)
+            if allocation is not None:
+                found.append(_describe(state_dir, allocation, user.name if user else None))
+        except VgpuError as error:
+            if os.path.lexists(ledger.folder(state_dir, name)):  # else it ended while we were reading
+                output.message(error.line())
+    return found
 
 
 def names(state_dir: str) -> list[str]:
@@ -57,13 +67,14 @@ def names(state_dir: str) -> list[str]:
         ) from None
 
 
-def _describe(state_dir: str, allocation: Allocation) -> dict[str, Any]:
+def _describe(state_dir: str, allocation: Allocation, user: str | None) -> dict[str, Any]:
     usage, trouble = _usage(state_dir, allocation)
     slices = allocation.placement.slices
     return {
         "id": allocation.id,
         "name": allocation.name,
         "image": allocation.image,
+        "user": user,
         "state": allocation.state if ledger.alive(allocation) else "ended",
         "created_ns": allocation.created_ns,
         "simulated": allocation.simulated,
@@ -126,7 +137,7 @@ def _rows(container: dict[str, Any], over: set[str]) -> list[tuple[str, ...]]:
         rows.append(
             (
                 container["id"][:12] if first else "",
-                container["name"] if first else "",
+                users.shown(container["user"], container["name"]) if first else "",
                 container["image"] if first else "",
                 f"{gpu['index']} ({', '.join(notes)})" if notes else str(gpu["index"]),
                 f"{'?' if used is None else output.size(used)} / {output.size(gpu['memory_bytes'])}",
@@ -137,6 +148,17 @@ def _rows(container: dict[str, Any], over: set[str]) -> list[tuple[str, ...]]:
                 "?" if gpu["denied_count"] is None else str(gpu["denied_count"]),
             )
         )
+    return rows
+
+
+def _grant_rows(grant: dict[str, Any], index: dict[str, str]) -> list[tuple[str, ...]]:
+    """One row a GPU: how much of what was granted is given out. index: UUID -> the host's number."""
+    rows = []
+    for number, gpu in enumerate(grant["gpus"]):
+        who = (f"{GRANT}{grant['uid']}", grant["user"]) if number == 0 else ("", "")
+        memory = f"{output.size(gpu['given_bytes'])} / {output.size(gpu['memory_bytes'])}"
+        what = (index.get(gpu["uuid"], "?"), memory, _cores(gpu["cores_percent"]), "grant" if number == 0 else "")
+        rows.append((*who, "", *what, "", "", ""))
     return rows
 
 

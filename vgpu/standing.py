@@ -8,7 +8,7 @@ import time
 from oci_hook import inventory, ledger, placement, request, standing
 from oci_hook.errors import PlacementError, RequestError, shown
 from oci_hook.policy import mib
-from oci_hook.records import Gpu, Host, Policy, Request, Reservation
+from oci_hook.records import GRANT, Gpu, Host, Policy, Request, Reservation
 from oci_hook.values import replace
 from vgpu import output
 from vgpu.config import load
@@ -67,6 +67,9 @@ def reserve(config: str, gpu_name: str, memory: str, cores: int, lasting: str, n
 
 def unreserve(config: str, name: str, *, as_json: bool) -> None:
     """Raises PlacementError VGPU-PLC-004 if there is none of that name. Containers that use it keep their slices."""
+    if name.startswith(GRANT):
+        remedy = f"vgpu grant {name.removeprefix(GRANT)} --revoke"
+        raise PlacementError("VGPU-PLC-004", f"{shown(name)} is no reservation but a grant", remedy=remedy)
     policy = load(config)
     with ledger.Ledger(policy.state_dir):
         host = _alive(standing.load(policy))
@@ -89,6 +92,7 @@ def reservations(config: str, *, as_json: bool) -> None:
         return
     rows = [
         (item.name, item.uuid, output.size(item.memory_bytes), f"{item.cores_percent} %",
+         "it is revoked" if item.name.startswith(GRANT) else
          time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(item.expires_ns / 1e9)))
         for item in found
     ]  # fmt: skip

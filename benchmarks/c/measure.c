@@ -152,7 +152,7 @@ static void measure(const char *name, void (*call)(void), void (*before)(void), 
         for (int count = 0; count < CALLS; count++)
             call();
         if (batch >= 0)
-            each[batch] = (double)(now_ns() - began) / CALLS;
+            each[batch] = (double)(now_ns() - began) / (double)CALLS;
     }
     qsort(each, (size_t)batches, sizeof *each, by_size);
     printf("%s %.2f %.2f\n", name, each[batches / 2], each[batches - 1 - batches / 100]);

@@ -7,6 +7,7 @@ back, and prints another. Only the standard library, and the one package that a 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import json
 import sys
 import time
@@ -17,6 +18,12 @@ from typing import Any
 MIB = 1 << 20
 STEPS = (64 * MIB, 2 * MIB)  # 2 MiB: in smaller pieces no GPU gives memory to a process
 OUT_OF_MEMORY = 2
+NOT_RUN = 77  # exit code of a client whose package is here, but not for a GPU
+
+
+def not_run(why: str) -> None:
+    print(why, file=sys.stderr)
+    sys.exit(NOT_RUN)
 
 
 def take_all(allocate: Callable[[int], Any]) -> tuple[list[Any], int]:
@@ -68,13 +75,14 @@ PINNED, ON_DEVICE, FLOAT = 1, 1, 0x20
 
 
 class Driver:
-    """libcuda.so.1, as the loader finds it, with the primary context of GPU 0."""
+    """libcuda.so.1, as the loader finds it, with the primary context of its first GPU."""
 
     def __init__(self) -> None:
         self.library = ctypes.CDLL("libcuda.so.1")
-        self.context, self.pool = c_void_p(), c_void_p()
+        self.context, self.pool, self.device = c_void_p(), c_void_p(), c_int()
         self.call("cuInit", c_uint(0))
-        self.call("cuDevicePrimaryCtxRetain", byref(self.context), c_int(0))
+        self.call("cuDeviceGet", byref(self.device), c_int(0))
+        self.call("cuDevicePrimaryCtxRetain", byref(self.context), self.device)
         self.call("cuCtxSetCurrent", self.context)
         self.refused: set[int] = set()
 
@@ -117,7 +125,7 @@ class Driver:
 
     def from_pool(self, size: int) -> Callable[[], None] | None:
         if not self.pool:
-            props = PoolProps(type=PINNED, location=Location(ON_DEVICE, 0))
+            props = PoolProps(type=PINNED, location=Location(ON_DEVICE, self.device.value))
             self.call("cuMemPoolCreate", byref(self.pool), byref(props))
         at = c_ulonglong()
         done = self.wanted("cuMemAllocFromPoolAsync", byref(at), c_size_t(size), self.pool, c_void_p())
@@ -131,20 +139,21 @@ class Driver:
 
     def physical(self, size: int) -> Callable[[], None] | None:
         at = c_ulonglong()
-        prop = AllocationProp(type=PINNED, location=Location(ON_DEVICE, 0))
+        prop = AllocationProp(type=PINNED, location=Location(ON_DEVICE, self.device.value))
         done = self.wanted("cuMemCreate", byref(at), c_size_t(size), byref(prop), c_ulonglong(0))
         return (lambda: self.call("cuMemRelease", at)) if done else None
 
     def give_back_pools(self) -> None:
         self.call("cuCtxSynchronize")
         default = c_void_p()
-        self.call("cuDeviceGetDefaultMemPool", byref(default), c_int(0))
+        self.call("cuDeviceGetDefaultMemPool", byref(default), self.device)
         self.call("cuMemPoolTrimTo", default, c_size_t(0))
         if self.pool:
             self.call("cuMemPoolDestroy", self.pool)
 
 
 FAMILIES = ("linear", "managed", "pitch", "asynchronous", "from_pool", "array", "physical")
+POOLED = ("asynchronous", "from_pool")
 
 
 def family(name: str) -> None:
@@ -154,7 +163,7 @@ def family(name: str) -> None:
     held({"total": total, "free": free, "taken": taken, "refused": sorted(driver.refused)})
     for release in kept:
         release()
-    if name in ("asynchronous", "from_pool"):
+    if name in POOLED:
         driver.give_back_pools()
     print(json.dumps({"free_after": driver.info()[0]}), flush=True)
 
@@ -162,9 +171,18 @@ def family(name: str) -> None:
 # --- packages ---------------------------------------------------------------------------------------------------------
 
 
-def torch_client() -> None:
+def torch_with_cuda() -> Any:
+    """A build for another device is not run; one that cannot start on this GPU is a failure, which is shown."""
     import torch
 
+    if not torch.version.cuda:
+        not_run(f"torch {torch.__version__} is not built for CUDA")
+    torch.cuda.init()
+    return torch
+
+
+def torch_client() -> None:
+    torch = torch_with_cuda()
     device = torch.device("cuda:0")
     torch.manual_seed(1)
     left, right = torch.rand(512, 512), torch.rand(512, 512)
@@ -175,7 +193,9 @@ def torch_client() -> None:
     def allocate(size: int) -> Any:
         try:
             return torch.empty(size, dtype=torch.uint8, device=device)
-        except torch.cuda.OutOfMemoryError:
+        except RuntimeError as refused:  # torch.cuda.OutOfMemoryError, which old versions lack
+            if "out of memory" not in str(refused):
+                raise
             return None
 
     kept, taken = take_all(allocate)
@@ -214,7 +234,10 @@ def jax_client() -> None:
     import jax
     import numpy
 
+    plugins = [name for name in ("jax_cuda13_plugin", "jax_cuda12_plugin") if importlib.util.find_spec(name)]
     if jax.default_backend() != "gpu":
+        if not plugins:
+            not_run(f"jax {jax.__version__} has no plugin for CUDA")
         raise SystemExit(f"jax runs on {jax.default_backend()}, not on the GPU")
     left, right = (numpy.random.default_rng(seed).random((512, 512), numpy.float32) for seed in (1, 2))
     product = jax.numpy.matmul(left, right, precision="highest")
@@ -239,8 +262,7 @@ def jax_client() -> None:
 
 def torch_speed() -> None:
     """Microseconds of a kernel in a loop of tiny ones, and of a large matmul; by CUDA events, best of five."""
-    import torch
-
+    torch = torch_with_cuda()
     small = torch.zeros(1, device="cuda")
     large = torch.rand(4096, 4096, device="cuda", dtype=torch.float16)
 

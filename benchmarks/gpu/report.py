@@ -30,6 +30,10 @@ def _figures(part: dict[str, Any]) -> list[str]:
         return [f"{name} {_memory(found)}" for name, found in part["families"].items()]
     if "shares" in part:
         return [f"{name}: {one['mean_percent']:g}" for name, one in part["shares"].items()]
+    if "account_bytes" in part:
+        process = part["process_bytes"]
+        told = "the driver does not tell" if process is None else f"{process / MIB:g} MiB"
+        return [_memory(part), f"the account says {part['account_bytes'] / MIB:g} MiB, of the process {told}"]
     if "taken" in part:
         return [_memory(part)]
     unit, table = next(((unit, part[unit]) for unit in ("ns_a_call", "us") if unit in part), ("", {}))

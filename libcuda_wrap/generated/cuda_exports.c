@@ -608,41 +608,25 @@ VGW_EXPORT CUresult cuMemPoolDestroy(CUmemoryPool pool)
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_mem_pool_destroy(real, pool);
 }
 
-VGW_EXPORT CUresult cuMemPoolExportPointer(CUmemPoolPtrExportData *shareData_out, CUdeviceptr ptr);
-VGW_EXPORT CUresult cuMemPoolExportPointer(CUmemPoolPtrExportData *shareData_out, CUdeviceptr ptr)
-{
-    (void)shareData_out;
-    (void)ptr;
-    return vgw_refuse();
-}
-
 VGW_EXPORT CUresult cuMemPoolExportToShareableHandle(void *handle_out, CUmemoryPool pool, CUmemAllocationHandleType handleType, unsigned long long flags);
 VGW_EXPORT CUresult cuMemPoolExportToShareableHandle(void *handle_out, CUmemoryPool pool, CUmemAllocationHandleType handleType, unsigned long long flags)
 {
-    (void)handle_out;
-    (void)pool;
-    (void)handleType;
-    (void)flags;
-    return vgw_refuse();
+    vgw_fn_mem_pool_export *real = (vgw_fn_mem_pool_export *)vgw_real(VGW_AT_cuMemPoolExportToShareableHandle);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_mem_pool_export(real, handle_out, pool, handleType, flags);
 }
 
 VGW_EXPORT CUresult cuMemPoolImportFromShareableHandle(CUmemoryPool *pool_out, void *handle, CUmemAllocationHandleType handleType, unsigned long long flags);
 VGW_EXPORT CUresult cuMemPoolImportFromShareableHandle(CUmemoryPool *pool_out, void *handle, CUmemAllocationHandleType handleType, unsigned long long flags)
 {
-    (void)pool_out;
-    (void)handle;
-    (void)handleType;
-    (void)flags;
-    return vgw_refuse();
+    vgw_fn_mem_pool_import *real = (vgw_fn_mem_pool_import *)vgw_real(VGW_AT_cuMemPoolImportFromShareableHandle);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_mem_pool_import(real, pool_out, handle, handleType, flags);
 }
 
 VGW_EXPORT CUresult cuMemPoolImportPointer(CUdeviceptr *ptr_out, CUmemoryPool pool, CUmemPoolPtrExportData *shareData);
 VGW_EXPORT CUresult cuMemPoolImportPointer(CUdeviceptr *ptr_out, CUmemoryPool pool, CUmemPoolPtrExportData *shareData)
 {
-    (void)ptr_out;
-    (void)pool;
-    (void)shareData;
-    return vgw_refuse();
+    vgw_fn_mem_pool_import_pointer *real = (vgw_fn_mem_pool_import_pointer *)vgw_real(VGW_AT_cuMemPoolImportPointer);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_mem_pool_import_pointer(real, ptr_out, pool, shareData);
 }
 
 VGW_EXPORT CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t minBytesToKeep);
@@ -1037,7 +1021,6 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuMemMapArrayAsync_ptsz", (void *)cuMemMapArrayAsync_ptsz},
     {"cuMemPoolCreate", (void *)cuMemPoolCreate},
     {"cuMemPoolDestroy", (void *)cuMemPoolDestroy},
-    {"cuMemPoolExportPointer", (void *)cuMemPoolExportPointer},
     {"cuMemPoolExportToShareableHandle", (void *)cuMemPoolExportToShareableHandle},
     {"cuMemPoolImportFromShareableHandle", (void *)cuMemPoolImportFromShareableHandle},
     {"cuMemPoolImportPointer", (void *)cuMemPoolImportPointer},

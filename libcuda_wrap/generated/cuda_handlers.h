@@ -91,7 +91,6 @@ enum vgw_cuda_index {
     VGW_AT_cuMemMapArrayAsync_ptsz,
     VGW_AT_cuMemPoolCreate,
     VGW_AT_cuMemPoolDestroy,
-    VGW_AT_cuMemPoolExportPointer,
     VGW_AT_cuMemPoolExportToShareableHandle,
     VGW_AT_cuMemPoolImportFromShareableHandle,
     VGW_AT_cuMemPoolImportPointer,
@@ -280,6 +279,12 @@ typedef CUresult vgw_fn_mem_pool_create(CUmemoryPool *, const CUmemPoolProps *);
 CUresult vgw_mem_pool_create(vgw_fn_mem_pool_create *real, CUmemoryPool *pool, const CUmemPoolProps *poolProps);
 typedef CUresult vgw_fn_mem_pool_destroy(CUmemoryPool);
 CUresult vgw_mem_pool_destroy(vgw_fn_mem_pool_destroy *real, CUmemoryPool pool);
+typedef CUresult vgw_fn_mem_pool_export(void *, CUmemoryPool, CUmemAllocationHandleType, unsigned long long);
+CUresult vgw_mem_pool_export(vgw_fn_mem_pool_export *real, void *handle_out, CUmemoryPool pool, CUmemAllocationHandleType handleType, unsigned long long flags);
+typedef CUresult vgw_fn_mem_pool_import(CUmemoryPool *, void *, CUmemAllocationHandleType, unsigned long long);
+CUresult vgw_mem_pool_import(vgw_fn_mem_pool_import *real, CUmemoryPool *pool_out, void *handle, CUmemAllocationHandleType handleType, unsigned long long flags);
+typedef CUresult vgw_fn_mem_pool_import_pointer(CUdeviceptr *, CUmemoryPool, CUmemPoolPtrExportData *);
+CUresult vgw_mem_pool_import_pointer(vgw_fn_mem_pool_import_pointer *real, CUdeviceptr *ptr_out, CUmemoryPool pool, CUmemPoolPtrExportData *shareData);
 typedef CUresult vgw_fn_mem_pool_trim(CUmemoryPool, size_t);
 CUresult vgw_mem_pool_trim(vgw_fn_mem_pool_trim *real, CUmemoryPool pool, size_t minBytesToKeep);
 typedef CUresult vgw_fn_mem_release(CUmemGenericAllocationHandle);

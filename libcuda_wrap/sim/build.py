@@ -16,8 +16,8 @@ SIM = exports.SIM
 SHARED = ("vgs_region.c", "vgs_lock.c", "vgs_clock.c", "vgs_fault.c")
 CUDA = (
     "vgs_core.c", "vgs_device.c", "vgs_context.c", "vgs_context_info.c", "vgs_green.c", "vgs_arena.c", "vgs_memory.c",
-    "vgs_pointer.c", "vgs_pool.c", "vgs_vmm.c", "vgs_array.c", "vgs_tiles.c", "vgs_copy.c", "vgs_set.c", "vgs_stream.c",
-    "vgs_module.c", "vgs_launch.c", "vgs_graph.c", "vgs_graphmem.c", "vgs_share.c",
+    "vgs_pointer.c", "vgs_pool.c", "vgs_poolshare.c", "vgs_vmm.c", "vgs_array.c", "vgs_tiles.c", "vgs_copy.c",
+    "vgs_set.c", "vgs_stream.c", "vgs_module.c", "vgs_launch.c", "vgs_graph.c", "vgs_graphmem.c", "vgs_share.c",
     "vgs_lookup.c", "vgs_error.c",
 )  # fmt: skip
 NVML = ("nvml_system.c", "nvml_device.c", "nvml_state.c", "nvml_process.c", "nvml_events.c")
@@ -46,9 +46,10 @@ def _library(
     return library
 
 
-def build(out: Path, tools: Toolchain | None = None) -> tuple[Path, Path]:
+def build(out: Path, tools: Toolchain | None = None, *, arena_bytes: int = 0) -> tuple[Path, Path]:
     """libcuda.so.<version> and libnvidia-ml.so.<version> in `out`, with the links that a loader looks for.
 
+    arena_bytes: addresses that are reserved for device memory; 0: 16 TiB, which cost nothing but under an emulator.
     Raises HostError (VGPU-HOST-008) when the compiler is missing or refuses.
     """
     tools = tools or Toolchain()
@@ -58,7 +59,8 @@ def build(out: Path, tools: Toolchain | None = None) -> tuple[Path, Path]:
     rows = yaml.safe_load((PACKAGE / "entry_points.yaml").read_text())
     stubs = exports.stubs(rows, exports.implemented(cuda), "vgs_not_supported", tools.arch)
     made = [_write(generated / "exports.c", exports.table(rows)), _write(generated / "stubs.S", stubs)]
-    libcuda = _library(out, "libcuda", [*shared, *cuda], made, CUDA_FLAGS, tools)
+    flags = (*CUDA_FLAGS, f"-DVGS_ARENA_BYTES={arena_bytes}ull") if arena_bytes else CUDA_FLAGS
+    libcuda = _library(out, "libcuda", [*shared, *cuda], made, flags, tools)
     nvml = [SIM / name for name in NVML]
     names = (SIM / "nvml_functions.txt").read_text().split()
     stubs = exports.stubs(names, exports.implemented(nvml), "vgs_nvml_not_supported", tools.arch)

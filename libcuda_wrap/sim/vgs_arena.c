@@ -12,7 +12,10 @@
 
 #include "vgs_driver.h"
 
-#define ARENA_BYTES (1ull << 44)
+#ifndef VGS_ARENA_BYTES
+#define VGS_ARENA_BYTES (1ull << 44) /* less where a mapping that is never touched costs something: emulators */
+#endif
+#define ARENA_BYTES (VGS_ARENA_BYTES)
 #define CHUNK_BYTES (1ull << 26)
 #define CHUNKS      (ARENA_BYTES / CHUNK_BYTES)
 #define SMALLEST    512u

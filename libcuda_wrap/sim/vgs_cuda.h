@@ -36,8 +36,6 @@ typedef struct {
     unsigned int reserved[4];
 } CUDA_ARRAY_SPARSE_PROPERTIES;
 
-enum { CU_MEMORYTYPE_HOST = 1, CU_MEMORYTYPE_DEVICE = 2, CU_MEMORYTYPE_ARRAY = 3, CU_MEMORYTYPE_UNIFIED = 4 };
-
 typedef struct {
     size_t srcXInBytes, srcY;
     int srcMemoryType;

@@ -30,9 +30,12 @@ uint32_t vgw_bucket_share(unsigned gpu)
 static void add(struct vgw_limiter *limiter, int64_t tokens, int64_t most)
 {
     int64_t seen = __atomic_load_n(&limiter->tokens_ns, __ATOMIC_RELAXED), then;
-    do
-        then = seen > most - tokens ? (tokens > 0 && seen > most ? seen : most) : seen + tokens;
-    while (!__atomic_compare_exchange_n(&limiter->tokens_ns, &seen, then, true, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED));
+    do {
+        if (seen > most - tokens)
+            then = tokens > 0 && seen > most ? seen : most;
+        else if (__builtin_add_overflow(seen, tokens, &then))
+            then = INT64_MIN; /* only where somebody has written nonsense */
+    } while (!__atomic_compare_exchange_n(&limiter->tokens_ns, &seen, then, true, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED));
 }
 
 static void tell(unsigned gpu, const struct vgw_limiter *limiter)
@@ -64,7 +67,7 @@ uint64_t vgw_bucket_take(unsigned gpu, uint64_t tokens, uint32_t share)
             tell(gpu, limiter);
             return 0;
         }
-    return ((uint64_t)-seen + 1) * 100 / share + 1;
+    return (1 - (uint64_t)seen) * 100 / share + 1; /* modulo 2^64: right also for the deepest debt */
 }
 
 void vgw_bucket_correct(unsigned gpu, int64_t tokens)

@@ -95,7 +95,8 @@ static bool operate(struct vgw_usage *usage, unsigned slot, unsigned gpu, uint64
         const uint64_t used = bytes_of(old.word);
         uint64_t then = used - bytes;
         if (limit != NULL) {
-            const uint64_t most = load(limit);
+            const uint64_t said = load(limit);
+            const uint64_t most = said < VGW_BYTES_MAX ? said : VGW_BYTES_MAX; /* as much as the word can say */
             if (bytes > most || used > most - bytes)
                 return false; /* pending stays: its sequence number is in no word, so it is not done */
             then = used + bytes;

@@ -14,6 +14,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "vgw_bucket.h"
 #include "vgw_region.h"
 
 #define LOOK_NS 1000000u /* not more often */
@@ -190,7 +191,7 @@ uint64_t vgw_idle_time(unsigned gpu, uint64_t now_ns)
     const uint32_t priority = __atomic_load_n(&quota->priority, __ATOMIC_RELAXED);
     struct around around = {.now_ns = now_ns, .class = (priority < 2 ? priority : 2) + 1};
     around.from_ns = since > now_ns ? now_ns - LOOK_NS : later(since, now_ns - WINDOW_NS);
-    around.cores = __atomic_load_n(&quota->cores_percent, __ATOMIC_RELAXED);
+    around.cores = vgw_bucket_share(gpu);
     const int error = errno;
     const bool seen = look_around(&around, gpu);
     errno = error;

@@ -80,6 +80,7 @@ void vgw_real_more(void *library)
     FIND(cuMemFree_v2);
     FIND(cuMemGetAddressRange_v2);
     FIND(cuMemGetAllocationPropertiesFromHandle);
+    FIND(cuMemPoolDestroy);
     FIND(cuMemPoolGetAttribute);
     FIND(cuMemPoolTrimTo);
     FIND(cuMemRelease);
@@ -87,6 +88,7 @@ void vgw_real_more(void *library)
     FIND(cuMipmappedArrayDestroy);
     FIND(cuMipmappedArrayGetLevel);
     FIND(cuModuleUnload);
+    FIND(cuPointerGetAttribute);
     FIND(cuStreamGetCtx);
     FIND(cuStreamIsCapturing);
     FIND(cuStreamQuery);

@@ -19,15 +19,6 @@
 #define PIECE                                                                                                          \
     (2ull << 20) /* by which the driver's pools grow; where it takes more, the rest is charged after the call */
 
-struct pool {
-    struct pool *next;
-    CUmemoryPool handle;
-    uint64_t charged;
-    uint64_t live; /* allocated and not freed */
-    unsigned gpu;  /* or VGW_NO_GPU: in the host's memory */
-    bool destroyed;
-};
-
 struct request { /* one of the two functions */
     vgw_fn_mem_alloc_async *current;
     vgw_fn_mem_alloc_from_pool *named;
@@ -36,11 +27,11 @@ struct request { /* one of the two functions */
     CUstream stream;
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct pool *pools;
+pthread_mutex_t vgw_pool_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct vgw_pool *pools;
 static bool may_give_back; /* at a synchronisation: something was freed since the last */
 
-static bool ask(const struct pool *pool, CUmemPool_attribute what, uint64_t *value)
+bool vgw_pool_ask(const struct vgw_pool *pool, CUmemPool_attribute what, uint64_t *value)
 {
     cuuint64_t answer = 0;
     if (pool->destroyed || vgw_driver.cuMemPoolGetAttribute == NULL ||
@@ -50,14 +41,19 @@ static bool ask(const struct pool *pool, CUmemPool_attribute what, uint64_t *val
     return true;
 }
 
-/* Gives back what the driver has; true if that was anything. Whoever cannot be asked keeps what it has. */
-static bool settle(struct pool *pool)
+/* Whoever cannot be asked keeps what it has. */
+bool vgw_pool_settle(struct vgw_pool *pool)
 {
     uint64_t reserved, used;
-    if (ask(pool, CU_MEMPOOL_ATTR_USED_MEM_CURRENT, &used) && used < pool->live)
+    if (!pool->imported && vgw_pool_ask(pool, CU_MEMPOOL_ATTR_USED_MEM_CURRENT, &used) && used < pool->live)
         pool->live = used; /* the end of a context has freed some */
-    if (pool->gpu == VGW_NO_GPU || !ask(pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &reserved) ||
-        reserved >= pool->charged)
+    if (pool->gpu == VGW_NO_GPU || !vgw_pool_ask(pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &reserved))
+        return false;
+    if (pool->exported)
+        reserved = pool->kept = reserved > pool->kept ? reserved : pool->kept;
+    if (pool->imported && reserved < pool->live)
+        reserved = pool->live;
+    if (reserved >= pool->charged)
         return false;
     vgw_refund(pool->gpu, pool->charged - reserved);
     pool->charged = reserved;
@@ -67,12 +63,12 @@ static bool settle(struct pool *pool)
 static bool trim(unsigned gpu)
 {
     bool any = false;
-    for (struct pool *pool = pools; pool != NULL; pool = pool->next) {
+    for (struct vgw_pool *pool = pools; pool != NULL; pool = pool->next) {
         if (pool->gpu != gpu || pool->destroyed)
             continue;
         if (vgw_driver.cuMemPoolTrimTo != NULL)
             vgw_driver.cuMemPoolTrimTo(pool->handle, 0);
-        any |= settle(pool);
+        any |= vgw_pool_settle(pool);
     }
     return any;
 }
@@ -80,37 +76,37 @@ static bool trim(unsigned gpu)
 /* For an allocation that is no pool's. False if a pool is at work just now, this thread's own perhaps. */
 static bool reclaim(unsigned gpu)
 {
-    if (pthread_mutex_trylock(&lock) != 0)
+    if (pthread_mutex_trylock(&vgw_pool_lock) != 0)
         return false;
     const bool any = trim(gpu);
-    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&vgw_pool_lock);
     return any;
 }
 
-static struct pool *add(CUmemoryPool handle, unsigned gpu)
+struct vgw_pool *vgw_pool_add(CUmemoryPool handle, unsigned gpu)
 {
-    struct pool *pool = calloc(1, sizeof *pool);
+    struct vgw_pool *pool = calloc(1, sizeof *pool);
     if (pool != NULL) {
-        *pool = (struct pool){.next = pools, .handle = handle, .gpu = gpu};
+        *pool = (struct vgw_pool){.next = pools, .handle = handle, .gpu = gpu};
         pools = pool;
         vgw_reclaim[VGW_RECLAIM_POOLS] = reclaim;
     }
     return pool;
 }
 
-static void drop(struct pool *gone)
+static void drop(struct vgw_pool *gone)
 {
-    struct pool **at = &pools;
+    struct vgw_pool **at = &pools;
     while (*at != gone)
         at = &(*at)->next;
     *at = gone->next;
-    if (gone->gpu != VGW_NO_GPU)
+    if (gone->gpu != VGW_NO_GPU && !gone->exported) /* else others may still have what it had */
         vgw_refund(gone->gpu, gone->charged);
     free(gone);
 }
 
 /* A pool that the program made, or a device's own; no other can be told where it is. */
-static CUresult find(CUmemoryPool handle, struct pool **found)
+CUresult vgw_pool_find(CUmemoryPool handle, struct vgw_pool **found)
 {
     for (*found = pools; *found != NULL; *found = (*found)->next)
         if ((*found)->handle == handle && !(*found)->destroyed)
@@ -122,7 +118,7 @@ static CUresult find(CUmemoryPool handle, struct pool **found)
             vgw_driver.cuDeviceGetDefaultMemPool(&own, vgw_device_at(ordinal)) != CUDA_SUCCESS || own != handle)
             continue;
         const CUresult result = vgw_device_gpu(vgw_device_at(ordinal), &gpu);
-        *found = result == CUDA_SUCCESS ? add(handle, gpu) : NULL;
+        *found = result == CUDA_SUCCESS ? vgw_pool_add(handle, gpu) : NULL;
         return result != CUDA_SUCCESS || *found != NULL ? result : CUDA_ERROR_OUT_OF_MEMORY;
     }
     return CUDA_ERROR_INVALID_VALUE;
@@ -140,17 +136,23 @@ static uint64_t pieces(uint64_t bytes)
     return (bytes + PIECE - 1) / PIECE * PIECE;
 }
 
-/* What an allocation may make the pool grow by is charged. Where that does not fit, all that was freed is first waited
- * for and given back, as the driver does when a GPU is full; then the pool grows by what it lacks. */
-static bool charge_growth(struct pool *pool, size_t bytes)
+bool vgw_pools_make_room(unsigned gpu, uint64_t bytes)
+{
+    if (has_room(gpu, bytes))
+        return true;
+    vgw_reap();
+    if (vgw_driver.cuCtxSynchronize != NULL && pools != NULL)
+        vgw_driver.cuCtxSynchronize();
+    trim(gpu);
+    return false;
+}
+
+/* What an allocation may make the pool grow by is charged; where that does not fit at once, what it lacks. */
+static bool charge_growth(struct vgw_pool *pool, size_t bytes)
 {
     uint64_t growth = bytes > VGW_BYTES_MAX ? bytes : pieces(bytes);
-    if (!has_room(pool->gpu, growth)) {
-        vgw_reap();
-        if (vgw_driver.cuCtxSynchronize != NULL && pools != NULL)
-            vgw_driver.cuCtxSynchronize();
-        trim(pool->gpu);
-        settle(pool);
+    if (!vgw_pools_make_room(pool->gpu, growth)) {
+        vgw_pool_settle(pool);
         const uint64_t kept = pool->charged > pool->live ? pool->charged - pool->live : 0;
         growth = bytes > VGW_BYTES_MAX ? bytes : bytes > kept ? pieces(bytes - kept) : 0;
     }
@@ -161,15 +163,25 @@ static bool charge_growth(struct pool *pool, size_t bytes)
 }
 
 /* The driver took larger pieces than we thought: the rest is charged, or the allocation undone. */
-static bool charge_rest(struct pool *pool)
+static bool charge_rest(struct vgw_pool *pool)
 {
     uint64_t reserved;
-    if (!ask(pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &reserved) || reserved <= pool->charged)
+    if (!vgw_pool_ask(pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &reserved) || reserved <= pool->charged)
         return true;
     if (!vgw_charge(pool->gpu, reserved - pool->charged))
         return false;
     pool->charged = reserved;
     return true;
+}
+
+void vgw_pool_owe(struct vgw_pool *pool)
+{
+    uint64_t reserved;
+    if (pool->gpu == VGW_NO_GPU || !vgw_pool_ask(pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &reserved) ||
+        reserved <= pool->charged)
+        return;
+    vgw_owe(pool->gpu, reserved - pool->charged);
+    pool->charged = reserved;
 }
 
 static CUresult call(CUmemoryPool handle, const struct request *request)
@@ -178,7 +190,7 @@ static CUresult call(CUmemoryPool handle, const struct request *request)
                                   : request->current(request->dptr, request->bytes, request->stream);
 }
 
-static bool keep(struct pool *pool, const struct request *request)
+static bool keep(struct vgw_pool *pool, const struct request *request)
 {
     struct vgw_entry old;
     const struct vgw_entry entry = {.key = *request->dptr,
@@ -193,10 +205,12 @@ static bool keep(struct pool *pool, const struct request *request)
 /* Under the lock. */
 static CUresult take(CUmemoryPool handle, const struct request *request)
 {
-    struct pool *pool;
-    CUresult result = find(handle, &pool);
+    struct vgw_pool *pool;
+    CUresult result = vgw_pool_find(handle, &pool);
     if (result != CUDA_SUCCESS)
         return result;
+    if (pool->imported)
+        return CUDA_ERROR_INVALID_VALUE; /* as the driver: only its maker allocates from it */
     if (pool->gpu != VGW_NO_GPU && !charge_growth(pool, request->bytes))
         return CUDA_ERROR_OUT_OF_MEMORY;
     result = call(handle, request);
@@ -206,12 +220,13 @@ static CUresult take(CUmemoryPool handle, const struct request *request)
             vgw_driver.cuMemFree_v2(*request->dptr);
             pool->live -= request->bytes;
             trim(pool->gpu);
+            vgw_pool_owe(pool); /* one that can be shared gives nothing back */
             result = CUDA_ERROR_OUT_OF_MEMORY;
         }
     } else if (result == CUDA_ERROR_OUT_OF_MEMORY && pool->gpu != VGW_NO_GPU) {
         vgw_denied(pool->gpu, VGW_DENIED_DRIVER, request->bytes);
     }
-    settle(pool);
+    vgw_pool_settle(pool);
     return result;
 }
 
@@ -227,9 +242,9 @@ CUresult vgw_mem_alloc_from_pool(vgw_fn_mem_alloc_from_pool *real, CUdeviceptr *
     if (dptr == NULL || pool == NULL || place.gpu == VGW_NO_GPU)
         return real(dptr, bytesize, pool, hStream);
     const struct request request = {.named = real, .dptr = dptr, .bytes = bytesize, .stream = hStream};
-    pthread_mutex_lock(&lock);
+    pthread_mutex_lock(&vgw_pool_lock);
     result = take(pool, &request);
-    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&vgw_pool_lock);
     return result;
 }
 
@@ -249,9 +264,9 @@ CUresult vgw_mem_alloc_async(vgw_fn_mem_alloc_async *real, CUdeviceptr *dptr, si
     if (result != CUDA_SUCCESS)
         return result;
     const struct request request = {.current = real, .dptr = dptr, .bytes = bytesize, .stream = hStream};
-    pthread_mutex_lock(&lock);
+    pthread_mutex_lock(&vgw_pool_lock);
     result = take(pool, &request);
-    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&vgw_pool_lock);
     return result;
 }
 
@@ -267,59 +282,59 @@ CUresult vgw_mem_pool_create(vgw_fn_mem_pool_create *real, CUmemoryPool *pool, c
         result = vgw_device_gpu(poolProps->location.id, &gpu);
     if (result != CUDA_SUCCESS)
         return result;
-    pthread_mutex_lock(&lock);
+    pthread_mutex_lock(&vgw_pool_lock);
     result = real(pool, poolProps);
-    if (result == CUDA_SUCCESS && add(*pool, gpu) == NULL)
+    if (result == CUDA_SUCCESS && vgw_pool_add(*pool, gpu) == NULL)
         result = CUDA_ERROR_OUT_OF_MEMORY; /* the pool stays, empty: nothing can be allocated from it */
-    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&vgw_pool_lock);
     return result;
 }
 
 /* What is still allocated from it keeps it; the last free then gives all back. */
 CUresult vgw_mem_pool_destroy(vgw_fn_mem_pool_destroy *real, CUmemoryPool pool)
 {
-    struct pool *found;
-    pthread_mutex_lock(&lock);
-    const bool known = pool != NULL && find(pool, &found) == CUDA_SUCCESS;
+    struct vgw_pool *found;
+    pthread_mutex_lock(&vgw_pool_lock);
+    const bool known = pool != NULL && vgw_pool_find(pool, &found) == CUDA_SUCCESS;
     if (known && vgw_driver.cuMemPoolTrimTo != NULL)
         vgw_driver.cuMemPoolTrimTo(pool, 0);
     if (known)
-        settle(found);
+        vgw_pool_settle(found);
     const CUresult result = real(pool);
     if (known && result == CUDA_SUCCESS) {
         found->destroyed = true;
         if (found->live == 0)
             drop(found);
     }
-    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&vgw_pool_lock);
     return result;
 }
 
 CUresult vgw_mem_pool_trim(vgw_fn_mem_pool_trim *real, CUmemoryPool pool, size_t minBytesToKeep)
 {
-    struct pool *found;
-    pthread_mutex_lock(&lock);
+    struct vgw_pool *found;
+    pthread_mutex_lock(&vgw_pool_lock);
     const CUresult result = real(pool, minBytesToKeep);
-    if (result == CUDA_SUCCESS && find(pool, &found) == CUDA_SUCCESS)
-        settle(found);
-    pthread_mutex_unlock(&lock);
+    if (result == CUDA_SUCCESS && vgw_pool_find(pool, &found) == CUDA_SUCCESS)
+        vgw_pool_settle(found);
+    pthread_mutex_unlock(&vgw_pool_lock);
     return result;
 }
 
 void vgw_pool_freed(const struct vgw_entry *entry, bool at_once)
 {
-    pthread_mutex_lock(&lock);
-    struct pool *pool = pools;
+    pthread_mutex_lock(&vgw_pool_lock);
+    struct vgw_pool *pool = pools;
     while (pool != NULL && vgw_key(pool) != entry->link)
         pool = pool->next;
     if (pool != NULL) {
         pool->live -= entry->bytes < pool->live ? entry->bytes : pool->live;
         if (pool->destroyed && pool->live == 0)
             drop(pool);
-        else if (!at_once || (!settle(pool) && pool->charged > pool->live))
+        else if (!at_once || (!vgw_pool_settle(pool) && pool->charged > pool->live))
             __atomic_store_n(&may_give_back, true, __ATOMIC_RELAXED);
     }
-    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&vgw_pool_lock);
 }
 
 static CUresult synchronised(CUresult result)
@@ -329,13 +344,13 @@ static CUresult synchronised(CUresult result)
         vgw_tiles_settle();
     if (__builtin_expect(__atomic_load_n(&may_give_back, __ATOMIC_RELAXED), false)) {
         __atomic_store_n(&may_give_back, false, __ATOMIC_RELAXED);
-        pthread_mutex_lock(&lock);
-        for (struct pool *pool = pools; pool != NULL; pool = pool->next) {
-            settle(pool);
+        pthread_mutex_lock(&vgw_pool_lock);
+        for (struct vgw_pool *pool = pools; pool != NULL; pool = pool->next) {
+            vgw_pool_settle(pool);
             if (pool->charged > pool->live) /* not all has been given back: perhaps the next time */
                 __atomic_store_n(&may_give_back, true, __ATOMIC_RELAXED);
         }
-        pthread_mutex_unlock(&lock);
+        pthread_mutex_unlock(&vgw_pool_lock);
     }
     return result;
 }
@@ -362,6 +377,6 @@ CUresult vgw_event_synchronize(vgw_fn_event_synchronize *real, CUevent hEvent)
 
 void vgw_pools_forked(void)
 {
-    pthread_mutex_init(&lock, NULL);
+    pthread_mutex_init(&vgw_pool_lock, NULL);
     pools = NULL; /* left alone, not freed: another thread of the parent may have been inside */
 }

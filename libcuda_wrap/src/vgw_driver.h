@@ -50,6 +50,7 @@ struct vgw_driver { /* NULL where this driver does not have it */
     CUresult (*cuMemFree_v2)(CUdeviceptr);
     CUresult (*cuMemGetAddressRange_v2)(CUdeviceptr *, size_t *, CUdeviceptr);
     CUresult (*cuMemGetAllocationPropertiesFromHandle)(CUmemAllocationProp *, CUmemGenericAllocationHandle);
+    CUresult (*cuMemPoolDestroy)(CUmemoryPool);
     CUresult (*cuMemPoolGetAttribute)(CUmemoryPool, CUmemPool_attribute, void *);
     CUresult (*cuMemPoolTrimTo)(CUmemoryPool, size_t);
     CUresult (*cuMemRelease)(CUmemGenericAllocationHandle);
@@ -57,6 +58,7 @@ struct vgw_driver { /* NULL where this driver does not have it */
     CUresult (*cuMipmappedArrayDestroy)(CUmipmappedArray);
     CUresult (*cuMipmappedArrayGetLevel)(CUarray *, CUmipmappedArray, unsigned int);
     CUresult (*cuModuleUnload)(CUmodule);
+    CUresult (*cuPointerGetAttribute)(void *, CUpointer_attribute, CUdeviceptr);
     CUresult (*cuStreamGetCtx)(CUstream, CUcontext *);
     CUresult (*cuStreamIsCapturing)(CUstream, CUstreamCaptureStatus *);
     CUresult (*cuStreamQuery)(CUstream);

@@ -12,7 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCES = {"vgpu-runtime": ("vgpu-runtime.c", "call.c", "shim.c", "refuse.c"), "vgpu-hook": ("vgpu-hook.c",)}
+SOURCES = {
+    "vgpu-runtime": ("vgpu-runtime.c", "call.c", "shim.c", "refuse.c", "keep.c"),
+    "vgpu-hook": ("vgpu-hook.c", "keep.c"),
+}
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
 HERE = Path(__file__).parent
 

@@ -20,12 +20,16 @@ struct config {
     char *python;
     char *shim;
     char *policy;
+    char *state; /* NULL in a file of an older version */
 };
 
 struct call parse_call(int count, char **arguments);
 
 /* Returns if the runtime may start; otherwise somebody has said why not, and this process ends. */
 void ask_shim(const struct call *call, const struct config *config);
+
+/* Where `refuse` keeps what it says; until it is called, in the folder that an installation has by itself. */
+void keep_refusals_in(const char *state);
 
 /* One line on standard error, the same in the runtime's log, and exit 5. */
 _Noreturn void refuse(const struct call *call, const char *code, const char *message, const char *remedy);

@@ -7,9 +7,13 @@
  * listens, or the listener died before it answered, PROGRAM is started with the same state: slower, nothing else.
  */
 #define _GNU_SOURCE
+#include "keep.h"
+
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -18,6 +22,7 @@
 
 #define MAX_STATE  (1u << 20) /* as hook.py has it; one byte more, so that it sees what is too long */
 #define MAX_ANSWER (1u << 16)
+#define EXIT_HOST  5
 
 static ssize_t read_all(int from, char *into, size_t room)
 {
@@ -82,6 +87,32 @@ static int ask(int channel, const char *state, size_t length)
     return code;
 }
 
+/* folder: <state>/containers/<id>. */
+static _Noreturn void refuse(const char *folder)
+{
+    static const char line[] =
+        "vgpu: VGPU-HOST-004: the hook's interpreter cannot be started; to mend it: install vgpu again\n";
+    char state[PATH_MAX];
+    snprintf(state, sizeof state, "%s", folder);
+    char *id = strrchr(state, '/');
+    if (id != NULL) {
+        *id++ = '\0';
+        char *containers = strrchr(state, '/');
+        if (containers != NULL) {
+            *containers = '\0';
+            const struct refusal told = {.id = id,
+                                         .part = "hook",
+                                         .bundle = "",
+                                         .code = "VGPU-HOST-004",
+                                         .message = "the hook's interpreter cannot be started",
+                                         .remedy = "install vgpu again"};
+            keep_refusal(state, &told);
+        }
+    }
+    write_all(STDERR_FILENO, line, sizeof line - 1);
+    _exit(EXIT_HOST);
+}
+
 int main(int count, char **arguments)
 {
     static char state[MAX_STATE + 1];
@@ -97,8 +128,5 @@ int main(int count, char **arguments)
         dup2(again, STDIN_FILENO) < 0)
         return 1;
     execv(arguments[2], arguments + 2);
-    static const char failed[] =
-        "vgpu: VGPU-HOST-004: the hook's interpreter cannot be started; to mend it: install vgpu again\n";
-    write_all(STDERR_FILENO, failed, sizeof failed - 1);
-    return 5;
+    refuse(arguments[1]);
 }

@@ -91,7 +91,11 @@ static void parse_config(const struct call *call, const char *path, char *text, 
             config->shim = value;
         else if (strcmp(line, "policy") == 0)
             config->policy = value;
+        else if (strcmp(line, "state") == 0)
+            config->state = value;
     }
+    if (config->state != NULL && config->state[0] == '/')
+        keep_refusals_in(config->state);
     const char *const values[] = {config->runtime, config->python, config->shim, config->policy};
     for (size_t i = 0; i < sizeof values / sizeof *values; i++)
         if (values[i] == NULL || values[i][0] != '/')

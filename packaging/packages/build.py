@@ -27,6 +27,9 @@ from vgpu import __version__
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 PAYLOAD = "usr/lib/vgpu-runtime"
+# an rpm leaves behind what no package says that it has: also the folder of a shell that is not installed
+SHELLS = tuple(f"/usr/share/{shell}" for shell in ("bash-completion", "fish", "zsh"))
+OWN_FOLDERS = (f"/{PAYLOAD}", "/usr/share/doc/vgpu", *SHELLS)
 KINDS = ("deb", "rpm")
 SCRIPTS = {"postinstall": "postinst", "preremove": "prerm", "postremove": "postrm"}  # nfpm's name -> file in scripts/
 ZSH = {"deb": "usr/share/zsh/vendor-completions/_vgpu", "rpm": "usr/share/zsh/site-functions/_vgpu"}
@@ -47,7 +50,7 @@ Slices of GPUs for containers
 A container runtime that gives each container exactly the slice of an NVIDIA
 GPU that it asks for, on a plain Docker or containerd host.
 """
-RECOMMENDS = ["python3-prometheus-client"]  # of vgpu exporter
+RECOMMENDS = ["python3-prometheus-client", "python3-zstandard"]  # of vgpu exporter, of vgpu doctor image
 COPYRIGHT = """\
 vGPU container runtime. Licence: Apache-2.0, see LICENSE beside this file.
 
@@ -97,6 +100,9 @@ def settings(folder: Path, kind: str, version: str) -> dict[str, Any]:
         contents.append(
             {"src": str(path), "dst": target, "file_info": {"owner": "root", "group": "root", "mode": mode}}
         )
+    named = {str(parent) for one in contents for parent in Path(one["dst"]).parents}
+    for name in sorted(name for name in named if name.startswith(OWN_FOLDERS)):
+        contents.append({"dst": name, "type": "dir", "file_info": {"owner": "root", "group": "root", "mode": 0o755}})
     for name in ("vgpu", "vgpu-doctor"):
         contents.append({"src": f"/opt/vgpu/bin/{name}", "dst": f"/usr/bin/{name}", "type": "symlink"})
     scripts = {when: str(HERE / f"scripts/{name}") for when, name in SCRIPTS.items()}

@@ -138,24 +138,37 @@ for word in "${{(@)words[2,CURRENT-1]}}"; do
         {paths}) path_="${{path_:+$path_ }}$word" ;;
     esac
 done
+local -a offered
 case "$path_" in
-{_table(rows, "compadd -- {words}")}
+{_table(rows, "offered=({words})")}
 esac
+compadd -a offered || _files
 """
 
 
 def _fish(root: Command) -> str:
-    lines = ["# vgpu's completion for fish"]
+    paths = " ".join(f"'{' '.join(command.path[1:])}'" for command in each(root) if command.path[1:])
+    lines = [
+        f"""\
+# vgpu's completion for fish
+function __vgpu_at --argument-names command --description 'Whether the words before the cursor name that command'
+    set -l path ''
+    for word in (commandline -opc)[2..-1]
+        set -l longer (string trim -- "$path $word")
+        contains -- "$longer" {paths}; and set path "$longer"
+    end
+    test "$path" = "$command"
+end"""
+    ]
     for command in each(root):
-        words = command.path[1:]
-        exactly = f"test (string join ' ' (commandline -opc)[2..-1]) = '{' '.join(words)}'"
+        here = f"complete -c vgpu -n \"__vgpu_at '{' '.join(command.path[1:])}'\""
         for child in command.children:
-            lines.append(f'complete -c vgpu -f -n "{exactly}" -a {child.path[-1]} -d "{_quoted(child.help)}"')
-        within = "; and ".join(f"__fish_seen_subcommand_from {word}" for word in words) or exactly
-        for names, _, text in command.options:
+            lines.append(f'{here} -f -a {child.path[-1]} -d "{_quoted(child.help)}"')
+        for names, value, text in command.options:
             for name in names.split(", "):
                 kind = "-l" if name.startswith("--") else "-s"
-                lines.append(f'complete -c vgpu -n "{within}" {kind} {name.lstrip("-")} -d "{_quoted(text)}"')
+                takes = " -r" if value else ""
+                lines.append(f'{here} {kind} {name.lstrip("-")}{takes} -d "{_quoted(text)}"')
     return "\n".join(lines) + "\n"
 
 

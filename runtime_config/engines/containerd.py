@@ -21,10 +21,11 @@ from runtime_config.engines import LAUNCHER_NAME, RUNTIME
 DEFAULT_PATH = "/etc/containerd/config.toml"
 BEGIN = "# vgpu: added by `vgpu configure containerd`, which also takes it out"
 END = "# vgpu: end"
-_PLUGINS = {1: "cri", 2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
+PLUGINS = {1: "cri", 2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
 _NEW_VERSION = 2  # what every containerd since 1.3 can read
 _DEFAULT_KEY = "default_runtime_name"
 _BUILT_IN = "runc"
+_ANNOTATIONS = '["vgpu.*", "vgpu.*/*"]'  # patterns as of a path: * takes no slash, and vgpu.memory/trainer has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,9 @@ def _cannot(path: str, what: str, remedy: str) -> VgpuError:
 
 def _version(text: str, data: dict[str, Any], path: str) -> int:
     version = data.get("version", 1 if data else _NEW_VERSION)
-    if type(version) is not int or version not in _PLUGINS:
+    if type(version) is not int or version not in PLUGINS:
         what = f"version={shown(version)} is none that we know"
-        raise _cannot(path, what, f"use one of {', '.join(map(str, _PLUGINS))}, or a newer vgpu")
+        raise _cannot(path, what, f"use one of {', '.join(map(str, PLUGINS))}, or a newer vgpu")
     return version
 
 
@@ -65,7 +66,7 @@ def find(text: str, path: str = DEFAULT_PATH) -> Found:
     """Raises VGPU-CFG-001 (not TOML) or -003 (a handler `vgpu` that is not ours, or no table where one belongs)."""
     data = toml_text.parse(text, path)
     version = _version(text, data, path)
-    cri = _table(data, "plugins", _PLUGINS[version], "containerd", path=path)
+    cri = _table(data, "plugins", PLUGINS[version], "containerd", path=path)
     default = cri.get(_DEFAULT_KEY)
     if default is not None and not isinstance(default, str):
         raise _cannot(path, f"{_DEFAULT_KEY}={shown(default)} is not a text", 'write "runc" or remove it')
@@ -127,11 +128,11 @@ def drop_in(text: str, dump: str, launcher: str, *, set_default: bool = False, p
 def handlers(text: str, path: str = DEFAULT_PATH) -> dict[str, Any]:
     """All runtime handlers, with their settings. Raises as `find`."""
     data = toml_text.parse(text, path)
-    return _table(data, "plugins", _PLUGINS[_version(text, data, path)], "containerd", "runtimes", path=path)
+    return _table(data, "plugins", PLUGINS[_version(text, data, path)], "containerd", "runtimes", path=path)
 
 
 def _header(version: int, *more: str) -> str:
-    plugin = _PLUGINS[version]
+    plugin = PLUGINS[version]
     return ".".join(["plugins", plugin if version == 1 else f'"{plugin}"', "containerd", *more])
 
 
@@ -145,8 +146,8 @@ def _block(runc: dict[str, Any], version: int, launcher: str, *, with_runc: bool
         yield '  runtime_type = "io.containerd.runc.v2"'
     yield f"[{here}]"
     yield '  runtime_type = "io.containerd.runc.v2"'
-    yield '  pod_annotations = ["vgpu.*"]'
-    yield '  container_annotations = ["vgpu.*"]'
+    yield f"  pod_annotations = {_ANNOTATIONS}"
+    yield f"  container_annotations = {_ANNOTATIONS}"
     yield f"  [{here}.options]"
     yield f'    BinaryName = "{launcher}"'
     if isinstance(runc.get("SystemdCgroup"), bool):
@@ -165,7 +166,7 @@ def _require_meaning(
     except (tomllib.TOMLDecodeError, VgpuError) as error:
         raise _cannot(path, f"it is written in a way that cannot be added to ({error})", advice) from None
     runtimes = [
-        _table(one, "plugins", _PLUGINS[version], "containerd", "runtimes", path=path) for one in (before, after)
+        _table(one, "plugins", PLUGINS[version], "containerd", "runtimes", path=path) for one in (before, after)
     ]
     if not runtimes[0]:
         runtimes[1].pop(_BUILT_IN, None)
@@ -193,7 +194,7 @@ def _without(after: dict[str, Any], before: dict[str, Any], ours: tuple[str, ...
 def _with_default(text: str, runtime: str | None, path: str) -> str:
     """`text` with CRI's default runtime, None: without. A line is changed or added; nothing else."""
     version = find(text, path).version
-    plugin = re.escape(_PLUGINS[version])
+    plugin = re.escape(PLUGINS[version])
     header = re.compile(rf"""^[ \t]*\[\s*plugins\s*\.\s*["']?{plugin}["']?\s*\.\s*containerd\s*\][^\n]*\n""", re.M)
     line_end = "\r\n" if "\r\n" in text else "\n"
     line = f'  {_DEFAULT_KEY} = "{runtime}"{line_end}' if runtime else ""

@@ -7,8 +7,9 @@ a file whose program is missing and starts the container without it: they go fir
 from __future__ import annotations
 
 import json
+import tomllib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from oci_hook.bundle import HOOK_ENV, HOOK_TIMEOUT_S
 from oci_hook.errors import HostError
@@ -57,5 +58,38 @@ class HookFile:
 
     def remove(self, text: str, original: str | None, path: str = "") -> str | None:
         """No file, whatever ours says by now. Raises as `find`."""
+        self.find(text, path)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class FolderFile:
+    """A drop-in of containers.conf, ours alone, that has a user's Podman read `folder`: without one it reads none."""
+
+    folder: str
+    NAME: ClassVar[str] = "vgpu-hooks.conf"
+
+    def text(self) -> str:
+        said = "# vgpu: added by `vgpu configure podman --hooks`, which also takes it out"
+        return f"{said}\n[engine]\nhooks_dir = [{json.dumps(self.folder)}]\n"
+
+    def find(self, text: str, path: str = "") -> Found:
+        """Raises VGPU-CFG-001 for a file of that name that is not ours."""
+        if not text:
+            return Found(None, False)
+        try:
+            [folder] = tomllib.loads(text)["engine"]["hooks_dir"]
+        except (ValueError, TypeError, KeyError):
+            remedy = "remove it, or name another file of that folder with --config"
+            raise HostError("VGPU-CFG-001", f"{path}: not a file of vgpu's", remedy=remedy) from None
+        return Found(str(folder), False)
+
+    def add(self, text: str, launcher: str, *, set_default: bool = False, path: str = "") -> str:
+        """The whole file. launcher, set_default: of no meaning here. Raises as `find`."""
+        self.find(text, path)
+        return self.text()
+
+    def remove(self, text: str, original: str | None, path: str = "") -> str | None:
+        """No file. Raises as `find`."""
         self.find(text, path)
         return None

@@ -136,6 +136,15 @@ def test_a_launcher_conf_without_its_paths(here: Installation) -> None:
     mended(here.host, "launcher", "VGPU-HOST-001")  # as it was installed
 
 
+def test_a_launcher_conf_that_keeps_refused_starts_elsewhere(here: Installation) -> None:
+    path = (here.vgpu.prefix / "etc/launcher.conf").resolve()
+    with here.kept(path):
+        path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines() if not line.startswith("state=")))
+        one = fault(here.host, "launcher", "VGPU-CFG-005", path.name, "state=", str(here.vgpu.state))
+        here.follow(one.remedy)
+        mended(here.host, "launcher", "VGPU-CFG-005")
+
+
 @pytest.mark.seeds("VGPU-HOST-006")
 def test_a_program_of_ours_that_others_can_replace(here: Installation) -> None:
     folder = (here.vgpu.prefix / "bin").resolve()

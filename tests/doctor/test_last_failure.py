@@ -133,6 +133,24 @@ def test_a_hostile_value_is_shown_and_not_sent(prefix: Path) -> None:
     assert "\x1b" not in done.stdout and "\x07" not in done.stdout
 
 
+def test_without_a_policy_the_launchers_folder_is_looked_at(prefix: Path) -> None:
+    policy = in_force(prefix)
+    keep(policy, "a" * 12, part="launcher")
+    (prefix / "etc/policy.json").write_text("{")
+    done = doctor(prefix, "aaa")
+    assert (done.returncode, "VGPU-REQ-001" in done.stdout) == (2, True)
+    assert f"only {policy.state_dir} was looked at" in done.stderr
+
+
+def test_bytes_that_are_no_text_do_not_hide_a_record(prefix: Path) -> None:
+    policy = in_force(prefix)
+    keep(policy, "a" * 12)
+    path = Path(policy.state_dir, f"failures/{'a' * 12}.json")
+    path.write_bytes(path.read_bytes().replace(b"not a size", b"not \xff"))  # the launcher writes what it was given
+    found = failures.last(policy, None)
+    assert found is not None and "not \ufffd" in found.message
+
+
 @pytest.mark.parametrize(
     ("bundle", "engine"),
     [

@@ -13,7 +13,6 @@ AT_LEAST = 40
 # code -> why no test brings it about
 EXCEPTIONS = {
     "VGPU-HOST-005": "a kernel that refuses a mount cannot be had here; test_mounts.py has it refuse by a stand-in",
-    "VGPU-HOST-012": "test_podman.py: the remedy is Podman as root, which all its other tests show",
     "VGPU-PKG-001": "of a build, not of a host: tests/artefacts has bad files refused and good ones taken",
     "VGPU-PKG-002": "of a build, not of a host",
 }

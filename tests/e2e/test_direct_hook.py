@@ -16,7 +16,7 @@ from oci_hook import inventory, inventory_scan, policy
 from oci_hook.records import DeviceFile, Inventory
 from oci_hook.values import replace
 from runtime_config import cdi
-from tests.harness import bundle, leftovers, stub_driver
+from tests.harness import bundle, cdi_engine, leftovers, stub_driver
 from tests.harness.bundle import Container
 from tests.harness.installed import Vgpu
 
@@ -48,14 +48,10 @@ def made_by_an_engine(
 ) -> None:
     """Puts into config.json what a CDI engine does. bound: nodes as bind mounts, as in a user namespace; renamed: the
     name in the container of the second GPU's node."""
-    spec = json.loads(cdi.generate(host, "/usr/bin/python3", str(vgpu.prefix)))
-    [named] = [one["containerEdits"] for one in spec["devices"] if one["name"] == device]
+    nodes = cdi_engine.give(box, cdi.generate(host, "/usr/bin/python3", str(vgpu.prefix)), device)
     config = json.loads(box.config.read_text())
-    hooks = config.setdefault("hooks", {})
-    for hook in spec["containerEdits"]["hooks"]:
-        hooks.setdefault(hook.pop("hookName"), []).append(hook)
     config["linux"]["devices"] = []
-    for node in spec["containerEdits"]["deviceNodes"] + named["deviceNodes"]:
+    for node in nodes:
         path, host_path = node["path"], node["hostPath"]
         if renamed and path == "/dev/nvidia1":
             path = renamed

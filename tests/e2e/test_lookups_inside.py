@@ -47,10 +47,14 @@ def image(e2e_folder: Path, needs_build: None) -> Path:
     (tree / "sbin").symlink_to("usr/sbin")
     shutil.copy2("/sbin/ldconfig", tree / "usr/sbin/ldconfig")
     (tree / "etc/ld.so.conf").write_text(f"/usr/lib/{rootfs.MULTIARCH}\n")
+    own = tree / "opt/app/find_driver"  # it brings a driver of its own, and looks there first
+    own.parent.mkdir(parents=True)
+    subprocess.run([*command[:-3], "-o", str(own), "-ldl", "-Wl,-rpath,$ORIGIN/lib"], check=True, timeout=60)
     driver = ROOT / "build/sim" / f"libcuda.so.{create.DRIVER_VERSION}"
-    for folder in (tree / COMPAT, tree / rootfs.LIBDIR):
+    for folder in (tree / COMPAT, tree / rootfs.LIBDIR, own.parent / "lib"):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy2(driver, folder / "libcuda.so.550.1")
+    (own.parent / "lib/libcuda.so.1").symlink_to("libcuda.so.550.1")
     (tree / COMPAT / "libcuda.so").symlink_to("libcuda.so.1")
     (tree / COMPAT / "libcuda.so.1").symlink_to("libcuda.so.550.1")
     subprocess.run([tree / "usr/sbin/ldconfig", "-r", tree], check=True, timeout=60)
@@ -68,6 +72,16 @@ def test_no_name_reaches_a_driver_past_the_wrapper(vgpu: Vgpu, image: Path, tmp_
     found = [line for line in lines if line[1] != "absent"]
     assert {tuple(line[1:]) for line in found} == {(str(8 * GIB), str(OUT_OF_MEMORY))}, result.output
     assert {"libcuda.so.1", f"/{COMPAT}/libcuda.so.1", f"/{COMPAT}/libcuda.so.550.1"} <= {line[0] for line in found}
+
+
+def test_a_driver_that_the_programs_own_runpath_leads_to_is_covered(vgpu: Vgpu, image: Path, tmp_path: Path) -> None:
+    args = ["/opt/app/find_driver", "libcuda.so.1", "libcuda.so.550.1", "/opt/app/lib/libcuda.so.1"]
+    with bundle.container(vgpu.runtime, tmp_path / "b", image, args, annotations=SLICE) as box:
+        result = box.run()
+    assert [line.split()[1:] for line in result.output.splitlines()] == [[str(8 * GIB), str(OUT_OF_MEMORY)]] * 3, result
+    with bundle.container(vgpu.runtime, tmp_path / "c", image, args) as box:  # without a slice: its own, a whole GPU
+        result = box.run()
+    assert f"libcuda.so.1 {8 * GIB}" not in result.output and "absent" not in result.output, result
 
 
 def test_without_a_slice_the_image_has_its_own_drivers(vgpu: Vgpu, image: Path, tmp_path: Path) -> None:

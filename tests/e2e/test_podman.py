@@ -5,7 +5,6 @@ every run; 5.4 and 5.8, of later releases, where the matrix is tested.
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,34 +167,3 @@ def test_taken_out_again_nothing_of_ours_is_left(release: str, vgpu: Vgpu, e2e_f
         order = [line.partition(":")[0] for line in undone.stdout.splitlines()]
         assert order == [f"/{HOOKS}/vgpu-createRuntime.json", f"/{HOOKS}/vgpu-poststop.json", f"/{DROP_IN}"]
         assert files(made) == before
-
-
-def test_a_user_without_roots_rights_is_told_so(made: Podman, vgpu: Vgpu, c_tree: Path) -> None:
-    """Rootless Podman, as that user: what asks for nothing runs, through the runtime too; a slice is refused."""
-    uid, home = "4711", Path("/run/user/4711")
-    made.inside("sh", "-c", _NEW_USER, "sh", uid, home, c_tree)
-    stored = (f"--root={home}/store", f"--runroot={home}/run")
-
-    def rootless(*words: str) -> subprocess.CompletedProcess[str]:
-        image = ("--rootfs", f"{home}/tree", "id")
-        return made.inside("env", f"HOME={home}", "podman", *stored, *words, *image, user=uid)
-
-    for runtime in ((), ("--runtime=vgpu",)):
-        plain = rootless("run", "--rm", *runtime)
-        assert plain.returncode == 0 and "uid=0(root)" in plain.stdout, plain
-    asked = rootless("run", "--rm", "--runtime=vgpu", *ASKED)
-    assert asked.returncode == 126 and "VGPU-HOST-012: this engine runs without root's rights" in asked.stderr
-    assert "sudo podman" in asked.stderr
-    by_device = rootless("run", "--rm", "--device=vgpu.dev/gpu=all", *ASKED)
-    assert by_device.returncode == 126, by_device
-    assert "VGPU-HOST-012" in by_device.stderr or "crun" in by_device.stderr  # who hides what a hook says
-    configured = made.inside(*vgpu.command("configure", "podman"), user=uid)
-    assert configured.returncode == 5 and "VGPU-HOST-012" in configured.stderr
-
-
-_NEW_USER = """
-echo "tenant:x:$1:$1::$2:/bin/sh" >>/etc/passwd
-echo "tenant:x:$1:" >>/etc/group
-echo tenant:200000:65536 | tee -a /etc/subuid >>/etc/subgid
-mkdir -p $2 && cp -a $3 $2/tree && chown -R $1:$1 $2
-"""

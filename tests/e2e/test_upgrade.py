@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.harness import bundle, installed, leftovers, releases
+from tests.harness import bundle, installed, leftovers, releases, work
 from tests.harness.dockerd import Docker
 from tests.harness.installed import Vgpu
 
 pytestmark = pytest.mark.e2e
-GIB = 1 << 30
-SLICE = {"vgpu.memory": "8GiB"}
-# one process keeps half of the slice; others, new ones each time, ask for what fits and for what does not
-WORK = f"""
-cuda_client hold 1000 >/dev/null 2>&1 &
-sleep 1
-while [ ! -e /stop ]; do
-    cuda_client alloc {GIB} >/dev/null 2>&1 && echo fits || echo LOST
-    cuda_client alloc {5 * GIB} >/dev/null 2>&1 && echo BREACH || echo denied
-done
-"""
 
 
 @pytest.fixture
@@ -46,13 +34,8 @@ class Tenant:
         box.start()
         self.goes_on()
 
-    def goes_on(self, rounds: int = 3) -> None:
-        """It allocates, and is denied, `rounds` times more; never anything else."""
-        enough, until = len(self.box.output().split()) + 2 * rounds, time.monotonic() + 60
-        while len(words := self.box.output().split()) < enough:
-            assert time.monotonic() < until, words[-4:]
-            time.sleep(0.05)
-        assert set(words) == {"fits", "denied"}
+    def goes_on(self) -> None:
+        work.goes_on(self.box.output)
 
     def version(self, vgpu: Vgpu) -> str:
         """The version that is in force in it: where the wrapper is mounted from."""
@@ -71,7 +54,7 @@ class Tenant:
 
 @contextmanager
 def tenant(vgpu: Vgpu, folder: Path, tree: Path) -> Iterator[Tenant]:
-    with bundle.container(vgpu.runtime, folder, tree, ["sh", "-c", WORK], annotations=SLICE) as box:
+    with bundle.container(vgpu.runtime, folder, tree, ["sh", "-c", work.SCRIPT], annotations=work.SLICE) as box:
         yield Tenant(box)
 
 
@@ -89,7 +72,7 @@ def test_nothing_breaks_under_containers_that_run(vgpu: Vgpu, c_tree: Path, tmp_
             vgpu("rollback")
             old.goes_on()
             new.goes_on()
-            assert {gpu["used_bytes"] >= 3 * GIB for gpu in gpus(vgpu)} == {True}
+            assert {gpu["used_bytes"] >= 3 * work.GIB for gpu in gpus(vgpu)} == {True}
             new.end()
         assert vgpu.containers() == [old.box.id]  # its own version's hook took the slice back
         with tenant(vgpu, tmp_path / "c", c_tree) as third:

@@ -22,7 +22,8 @@ NEEDED = (
     "python3-typing-extensions", "runc", "python3-ply",
 )  # fmt: skip  # the last: debootstrap does not see that it is what python3-pycparser needs
 # what the package manager itself, and runc, keep
-NOT_OURS = ("var/lib/dpkg", "var/log", "var/cache", "var/lib/apt", "proc", "sys", "dev", "tmp", "run/runc", "run/lock")
+NOT_OURS = ("var/lib/dpkg", "var/log", "var/cache", "var/lib/apt", "root/.rpmdb", "var/lib/dnf", "proc", "sys", "dev",
+            "tmp", "run/runc", "run/lock")  # fmt: skip
 # a root of its own, so that runc can pivot; the network of nobody, unless it is asked for
 _ENTER = """
 mount --rbind /sys "$1/sys" && mount --rbind /dev "$1/dev" && mount --bind /proc "$1/proc"

@@ -115,7 +115,7 @@ def _command(docker: Docker) -> list[str]:
         f"--pidfile={folder}/dockerd.pid",
         f"--cgroup-parent={docker.cgroup}",
         "--exec-opt=native.cgroupdriver=cgroupfs",
-        f"--storage-driver={_storage_driver(folder)}",
+        f"--storage-driver={storage_driver(folder)}",
         "--bridge=none",
         "--iptables=false",
         "--ip6tables=false",
@@ -126,7 +126,7 @@ def _command(docker: Docker) -> list[str]:
     ]
 
 
-def _storage_driver(folder: Path) -> str:
+def storage_driver(folder: Path) -> str:
     """overlay2 where the kernel can lay one over `folder`, else vfs, which copies."""
     with tempfile.TemporaryDirectory(dir=folder) as trial:
         for name in ("lower", "upper", "work", "merged"):

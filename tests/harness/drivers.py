@@ -1,4 +1,4 @@
-"""NVIDIA's own driver libraries, from Debian's non-free archive: read by tests, never installed or loaded."""
+"""NVIDIA's own driver libraries, from Debian's non-free archive: read and loaded by tests, never installed."""
 
 from __future__ import annotations
 

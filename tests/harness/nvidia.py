@@ -28,11 +28,11 @@ class Toolkit:
         """To stand between vgpu and runc."""
         return self.folder / "nvidia-container-runtime"
 
-    def legacy(self, spec: dict[str, Any]) -> None:
-        """As `--gpus` and the legacy mode leave it."""
+    def legacy(self, spec: dict[str, Any], stage: str = "prestart") -> None:
+        """As `--gpus` and the legacy mode leave it; or with its hook at another stage, as other tools may."""
         hook = str(self.folder / "nvidia-container-runtime-hook")
         spec["process"]["env"].append("NVIDIA_VISIBLE_DEVICES=all")
-        self._add(spec, "prestart", [hook, "prestart"], hook)
+        self._add(spec, stage, [hook, "prestart"], hook)
 
     def cdi(self, spec: dict[str, Any]) -> None:
         """As the mode jit-cdi leaves it: mounts in the spec, links and the cache by hooks."""
@@ -53,16 +53,18 @@ class Toolkit:
         hooks.append({"path": path, "args": args, "env": _ENV})
 
 
-def toolkit(folder: Path, branch: int, runtime: Path, *, libdir: str = "", heed_void: bool = True) -> Toolkit:
+def toolkit(
+    folder: Path, branch: int, runtime: Path, *, libdir: str = "", heed_void: bool = True, stage: str = "prestart"
+) -> Toolkit:
     """A stand-in in `folder` with the libraries of driver `branch`. Raises debian.NotOffered.
 
     runtime: what its own runtime runs. heed_void: False makes it worse than the real one, which a
-    NVIDIA_VISIBLE_DEVICES of `void` keeps from doing anything.
+    NVIDIA_VISIBLE_DEVICES of `void` keeps from doing anything. stage: of the hook that its runtime appends.
     """
     folder.mkdir(parents=True, exist_ok=True)
     made = Toolkit(folder, drivers.libraries(branch), libdir or f"/{rootfs.LIBDIR}")
     known = {"libraries": [str(path) for path in made.libraries], "libdir": made.libdir, "runtime": str(runtime)}
-    (folder / "stand_in.json").write_text(json.dumps({**known, "heed_void": heed_void}))
+    (folder / "stand_in.json").write_text(json.dumps({**known, "heed_void": heed_void, "stage": stage}))
     for name in _NAMES:
         program = folder / name
         program.write_text("#!/usr/bin/python3\n" + _SCRIPT.read_text())

@@ -62,9 +62,11 @@ def layer(entries: Iterable[Entry]) -> bytes:
     return raw.getvalue()
 
 
-def document(**config: Any) -> bytes:
-    """An image's configuration; `config` as Env=["A=b"]."""
-    return json.dumps({"architecture": "amd64", "os": "linux", "config": config}).encode()
+def document(layers: Sequence[bytes] = (), /, **config: Any) -> bytes:
+    """An image's configuration; `config` as Env=["A=b"]. layers: as they are unpacked, for an engine to run it."""
+    unpacked = [f"sha256:{hashlib.sha256(data).hexdigest()}" for data in layers]
+    root = {"rootfs": {"type": "layers", "diff_ids": unpacked}} if unpacked else {}
+    return json.dumps({"architecture": "amd64", "os": "linux", "config": config, **root}).encode()
 
 
 def saved(layers: Sequence[bytes], config: bytes, tag: str = "test:latest") -> bytes:

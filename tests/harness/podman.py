@@ -57,6 +57,22 @@ runtime = "{runtime}"
 _STORAGE = '[storage]\ndriver = "vfs"\ngraphroot = "{folder}/store"\nrunroot = "{folder}/runroot"\n'
 
 
+_NEW_USER = """
+echo "$1:x:$2:$2::$3:/bin/sh" >>/etc/passwd
+echo "$1:x:$2:" >>/etc/group
+echo "$1:200000:65536" | tee -a /etc/subuid >>/etc/subgid
+mkdir -p $3 && chown $2:$2 $3
+"""
+# real device nodes of our own making, in a /dev that only Podman sees
+_NEW_DEV = """
+mkdir -p /run/dev && mount -t tmpfs -o mode=755 tmpfs /run/dev && cd /run/dev
+for name in null zero full random urandom tty ptmx; do cp -a /dev/$name .; done
+mkdir -m 1777 shm && mkdir pts mqueue && ln -s /proc/self/fd fd && mount --bind /dev/pts pts
+for node in "$@"; do mknod -m 666 ${node%:*} c 1 ${node#*:}; done
+mount --move /run/dev /dev
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Podman:
     """A client, without a daemon. Calling it runs `podman ARGS`."""
@@ -98,6 +114,48 @@ class Podman:
         if check and done.returncode:
             raise RuntimeError(f"podman {' '.join(map(str, args))}: {done.returncode}\n{done.stdout}{done.stderr}")
         return done
+
+
+@dataclass(frozen=True, slots=True)
+class Rootless:
+    """Podman as an ordinary user runs it, in a home of its own. Calling it runs `podman ARGS`."""
+
+    made: Podman
+    uid: int
+    home: str
+
+    def run(self, *command: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Any command as that user."""
+        return self.made.inside("env", f"HOME={self.home}", *command, user=str(self.uid), timeout=timeout)
+
+    def __call__(self, *args: str | Path, check: bool = False) -> subprocess.CompletedProcess[str]:
+        done = self.run("podman", *args)
+        if check and done.returncode:
+            raise RuntimeError(f"podman {' '.join(map(str, args))}: {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+
+@contextlib.contextmanager
+def user(made: Podman, name: str, uid: int, root: Path, tag: str) -> Iterator[Rootless]:
+    """A new user with an image of their own, made of `root` without a network. Ends with the containers removed."""
+    who = Rootless(made, uid, f"/run/user/{uid}")
+    done = made.inside("sh", "-ec", _NEW_USER, "sh", name, str(uid), who.home)
+    assert done.returncode == 0, done
+    archive = made.folder / "image.tar"
+    subprocess.run(["tar", "-C", root, "--numeric-owner", "-cf", archive, "."], check=True)
+    try:
+        who("import", "--quiet", archive, tag, check=True)
+        archive.unlink()
+        yield who
+    finally:
+        who("rm", "--all", "--force", "--time=0")
+        who.run("podman", "system", "migrate")  # ends the process that holds the user's namespace
+
+
+def device_nodes(made: Podman, **minors: int) -> None:
+    """Device files in Podman's /dev: name -> minor number of the memory devices (1:5 is /dev/zero)."""
+    done = made.inside("sh", "-ec", _NEW_DEV, "sh", *(f"{name}:{minor}" for name, minor in minors.items()))
+    assert done.returncode == 0, done
 
 
 def tree(release: str) -> Path:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.libcuda_wrap.wrapped import Box, simulated_driver
+from tests.libcuda_wrap.wrapped import Box, Client, Start, sharer, simulated_driver
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +44,22 @@ def plain_box(boxes: Callable[[str], Box]) -> Iterator[Box]:
     made = boxes("")
     yield made
     made.close()
+
+
+@pytest.fixture
+def start(box: Box, driver: Path) -> Start:
+    """Starts sharers (c/sharer.c), each with a context."""
+    program = sharer(box, driver)
+
+    def start() -> Client:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(
+            [program], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=box.environment()
+        )  # fmt: skip
+        box.clients.append(Client(process))
+        return box.clients[-1].ready()
+
+    return start
 
 
 @pytest.fixture(scope="session")

@@ -5,16 +5,9 @@ The simulated driver's own count is the independent witness.
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 
-from libcuda_wrap.sim import create
-from libcuda_wrap.toolchain import PACKAGE, Toolchain
 from tests.libcuda_wrap.wrapped import (
-    C_TESTS,
     GIB,
     INVALID_VALUE,
     MIB,
@@ -23,49 +16,13 @@ from tests.libcuda_wrap.wrapped import (
     OUT_OF_MEMORY,
     Box,
     Client,
+    Start,
+    ok,
     part,
+    taken,
 )
 
 INVALID_CONTEXT, INVALID_HANDLE = 201, 400
-Start = Callable[[], Client]
-
-
-def built(box: Box, driver: Path) -> Path:
-    program = box.folder / "sharer"
-    if not program.exists():
-        flags = [f"-I{PACKAGE / 'include'}", f"-I{PACKAGE / 'generated'}", f"-L{driver}", "-l:libcuda.so.1"]
-        Toolchain("gcc", box.sanitize).program([C_TESTS / "sharer.c"], program, flags=flags)
-    return program
-
-
-@pytest.fixture
-def start(box: Box, driver: Path) -> Iterator[Start]:
-    """Starts sharers, each with a context."""
-    program = built(box, driver)
-
-    def start() -> Client:
-        process = subprocess.Popen(
-            [program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=box.environment(),
-        )
-        box.clients.append(Client(process))
-        return box.clients[-1].ready()
-
-    yield start
-
-
-def ok(client: Client, *commands: str) -> None:
-    for command in commands:
-        assert client.ask(command)[0] == OK, command
-
-
-def taken(box: Box) -> int:
-    """What the simulated GPU itself says is in use, bytes."""
-    return create.read_state(box.folder / "sim").gpus[0].used_bytes
 
 
 def test_a_graphs_memory_is_charged_while_it_is_executable(box: Box, start: Start) -> None:
@@ -202,9 +159,9 @@ def test_opened_memory_is_charged_to_who_opens_it_once(box: Box, start: Start) -
     box.fresh(part(0, 3000))
     maker, user = start(), start()
     ok(maker, "alloc 0 1000")
-    handle = maker.words("ipc_get 0")[1]
-    assert int(maker.words(f"ipc_open 5 {handle}")[0]) == INVALID_CONTEXT
-    first, again = user.ask(f"ipc_open 0 {handle}"), user.ask(f"ipc_open 1 {handle}")
+    handle = maker.words("name_ipc 0")[1]
+    assert int(maker.words(f"named_ipc 5 0 {handle}")[0]) == INVALID_CONTEXT
+    first, again = user.ask(f"named_ipc 0 0 {handle}"), user.ask(f"named_ipc 1 0 {handle}")
     assert first[0] == OK and first == again
     assert box.used() == 2000
     ok(user, "ipc_close 0")
@@ -212,7 +169,7 @@ def test_opened_memory_is_charged_to_who_opens_it_once(box: Box, start: Start) -
     ok(user, "ipc_close 0")
     assert box.used() == 1000
     assert user.ask("ipc_close 0")[0] == INVALID_VALUE
-    assert user.ask(f"ipc_open 0 {'00' * 64}")[0] == INVALID_VALUE
+    assert user.ask(f"named_ipc 0 0 {'00' * 64}")[0] == INVALID_VALUE
     assert box.used() == 1000
 
 
@@ -220,11 +177,11 @@ def test_opened_memory_that_does_not_fit_is_closed_again(box: Box, start: Start)
     box.fresh(part(0, 1999))
     maker, user = start(), start()
     ok(maker, "alloc 0 1000")
-    handle = maker.words("ipc_get 0")[1]
-    assert user.ask(f"ipc_open 0 {handle}")[0] == OUT_OF_MEMORY
+    handle = maker.words("name_ipc 0")[1]
+    assert user.ask(f"named_ipc 0 0 {handle}")[0] == OUT_OF_MEMORY
     assert box.used() == 1000
     box.resize(0, 2000)
-    ok(user, f"ipc_open 0 {handle}")
+    ok(user, f"named_ipc 0 0 {handle}")
     maker.kill()
     assert user.ask("alloc 1 1001")[0] == OUT_OF_MEMORY  # the maker's are back, the user's are not
     ok(user, "alloc 1 1000", "reset 0")

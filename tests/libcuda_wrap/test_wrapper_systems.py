@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from libcuda_wrap import build
+from libcuda_wrap import bindings, build
 from libcuda_wrap.sim import build as sim_build
 from libcuda_wrap.sim import create
 from libcuda_wrap.toolchain import PACKAGE, Toolchain
 from oci_hook import quota_file
 from tests.harness import debian, debian_roots, rootfs
-from tests.libcuda_wrap.wrapped import C_TESTS, GIB, part
+from tests.libcuda_wrap.wrapped import C_TESTS, GIB, MIB, OK, OUT_OF_MEMORY, Client, part
 
 ROOT = Path(__file__).parents[2]
 BOX = "usr/lib/vgpu"
@@ -28,12 +28,14 @@ BUILT = ("build/wrapper/libcuda.so.1", "build/sim/libcuda.so.1", "build/fixtures
 
 @pytest.fixture(scope="session")
 def arm64(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """wrapper/, sim/ and the client, built for arm64."""
+    """wrapper/, sim/ and the clients for arm64. The emulator keeps a table of all addresses: few."""
     out, tools = tmp_path_factory.mktemp("arm64"), Toolchain(arch="aarch64")
     for library in (build.CUDA, build.NVML):
         build.wrapper(library, out / "wrapper", tools)
-    sim_build.build(out / "sim", tools)
+    sim_build.build(out / "sim", tools, arena_bytes=8 * GIB)
     tools.program([ROOT / "tests/fixtures/cuda_client.c"], out / "cuda_client", flags=["-ldl"])
+    flags = [f"-I{PACKAGE / 'include'}", f"-I{PACKAGE / 'generated'}", str(out / "sim/libcuda.so"), "-ldl"]
+    tools.program([C_TESTS / "client.c"], out / "client", flags=flags)
     return out
 
 
@@ -111,17 +113,55 @@ def arm64_system() -> Path:
     return unpacked("bookworm", "libc6-arm64-cross") / "usr/aarch64-linux-gnu"
 
 
-def test_it_loads_and_fails_closed_on_arm64(arm64: Path, tmp_path: Path) -> None:
-    """Wrapper, driver and client load, and find each other; without a quota nothing is begun. More cannot be emulated
-    here: the simulated driver reserves 16 TiB of addresses, of which the emulator keeps a table in memory."""
+@pytest.fixture
+def arm64_root(arm64: Path, tmp_path: Path) -> Path:
+    """A system for arm64 with a slice, for `qemu-aarch64 -L`: paths are looked for below it first."""
     root = tmp_path / "root"
     shutil.copytree(arm64_system(), root, symlinks=True)
     furnish(root, root / "lib", arm64 / "wrapper", arm64 / "sim", arm64 / "cuda_client")
-    shutil.rmtree(root / BOX)  # the emulator looks for it below `root` first; the driver is beside the wrapper, then
-    shutil.copy(arm64 / "sim" / f"libcuda.so.{create.DRIVER_VERSION}", root / "lib/libvgpu-driver.so")
-    command = [emulator(), "-L", root, root / "cuda_client", "info"]
+    return root
+
+
+def test_it_enforces_on_arm64(arm64_root: Path) -> None:
+    enforces([emulator(), "-L", arm64_root, arm64_root / "cuda_client", "fill"])
+
+
+def test_it_fails_closed_on_arm64(arm64_root: Path) -> None:
+    (arm64_root / BOX / "quota").unlink()
+    command = [emulator(), "-L", arm64_root, arm64_root / "cuda_client", "info"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1 and "cuInit: CUDA_ERROR_SYSTEM_NOT_READY (802)" in done.stderr, done
+
+
+FAMILIES = ("linear", "managed", "pitch", "async", "pool", "physical", "array", "array3d", "mipmap")
+
+
+def test_processes_share_a_quota_on_arm64(arm64: Path, arm64_root: Path) -> None:
+    """Each way to take memory and give it back, and what a killed process held: by the loader's and the kernel's own
+    means, locks and mappings of files too; only the processor is an emulated one."""
+    clients = []
+    try:
+        for _ in range(2):
+            command = [emulator(), "-L", str(arm64_root), str(arm64 / "client")]
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            clients.append(Client(process).ready())
+        one, other = clients
+        for number, family in enumerate(FAMILIES):
+            assert one.ask(f"alloc {family} {number} {4 * MIB}")[0] == OK, family
+        held = bindings.read_usage(arm64_root / BOX / "usage").gpus[0].used_bytes
+        assert held == other.ask("info")[2] - other.ask("info")[1] >= len(FAMILIES) * 4 * MIB
+        for number, family in enumerate(FAMILIES):
+            assert one.ask(f"free {family} {number}")[0] == OK, family
+        assert one.ask(f"alloc linear 0 {2 * GIB}")[0] == OK
+        assert other.ask(f"alloc linear 0 {2 * GIB}")[0] == OUT_OF_MEMORY
+        one.kill()
+        assert other.ask(f"alloc linear 0 {2 * GIB}")[0] == OK
+        assert other.end() == ""
+    finally:
+        for client in clients:
+            client.kill()
 
 
 def test_the_ledger_model_on_arm64(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +36,10 @@ class Client:
 
     def words(self, command: str) -> list[str]:
         self.tell(command)
+        return self.answer_to(command)
+
+    def answer_to(self, command: str) -> list[str]:
+        """What it says to a command that was told."""
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
@@ -197,6 +201,28 @@ class Box:
             if client.process.poll() is None:
                 client.kill()
         self.clients.clear()
+
+
+Start = Callable[[], Client]
+
+
+def sharer(box: Box, driver: Path) -> Path:
+    """The program tests/libcuda_wrap/c/sharer.c, built when first asked for."""
+    program = box.folder / "sharer"
+    if not program.exists():
+        flags = [f"-I{PACKAGE / 'include'}", f"-I{PACKAGE / 'generated'}", f"-L{driver}", "-l:libcuda.so.1", "-ldl"]
+        Toolchain("gcc", box.sanitize).program([C_TESTS / "sharer.c"], program, flags=flags)
+    return program
+
+
+def ok(client: Client, *commands: str) -> None:
+    for command in commands:
+        assert client.ask(command)[0] == OK, command
+
+
+def taken(box: Box, gpu: int = 0) -> int:
+    """What the simulated GPU itself says is in use, bytes."""
+    return create.read_state(box.folder / "sim").gpus[gpu].used_bytes
 
 
 def part(index: int, memory_bytes: int, cores_percent: int = 100) -> Slice:

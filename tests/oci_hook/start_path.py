@@ -188,6 +188,7 @@ def install(base: Path) -> Installed:
     (base / "state").mkdir()
     (prefix / "etc/launcher.conf").write_text(
         f"# paths\nruntime={runc}\npython={PYTHON}\nshim={python}/vgpu_shim.py\npolicy={prefix}/etc/policy.json\n"
+        f"state={policy.state_dir}\n"
     )
     installed = Installed(base, policy)
     installed.set_policy()

@@ -237,6 +237,20 @@ def test_no_policy_is_told(container: Container) -> None:
     assert subprocess.run(command[:5] + ["start"], capture_output=True, timeout=30, check=False).returncode == 2
 
 
+@pytest.mark.parametrize("stage", ["prestart", "direct"])
+def test_a_start_without_a_policy_is_kept(container: Container, stage: str) -> None:
+    path = (container.vgpu.prefix / "etc/policy.json").resolve()
+    text = path.read_bytes()
+    try:
+        path.write_text("{}")
+        done = container.call(stage)
+    finally:
+        path.write_bytes(text)
+    assert (done.returncode, done.stderr[:20]) == (5, "vgpu: VGPU-HOST-001:")
+    found = json.loads((container.vgpu.state / f"failures/{container.id}.json").read_text())
+    assert (found["code"], found["part"], found["bundle"]) == ("VGPU-HOST-001", "hook", str(container.bundle))
+
+
 def test_the_hook_loads_little(container: Container) -> None:
     """The import budget: nothing but a few modules in C, none of those that cost milliseconds."""
     code = (
@@ -293,7 +307,7 @@ try:
         records.Mount(base + "/box", "path", "/usr/lib/vgpu"),
         records.Mount(base + "/box/usage", "box", "usage", writable=True),
     ), ())
-    inside = hook.Inside(base + "/rootfs", (), "/")
+    inside = hook.Inside(base + "/rootfs", records.Start())
     hook.make_mounts(hook.State("x", init.pid, base), inside, plan, os.pidfd_open(init.pid))
     print(open(f"/proc/{init.pid}/root{base}/rootfs/usr/lib/vgpu/usage").read())
 finally:

@@ -13,7 +13,7 @@ import pytest
 from oci_hook import elf, inventory_scan, preflight
 from oci_hook.errors import ImageError
 from oci_hook.preflight import Copy, Found
-from oci_hook.records import Library
+from oci_hook.records import Library, Start
 from oci_hook.rootview import RootView
 from tests.harness import rootfs, stub_driver
 from tests.oci_hook.machine import LIBC, LOADER, libraries
@@ -74,10 +74,12 @@ def driver(needed: tuple[str, ...] = ("libc.so.6", "libm.so.6"), **versions: str
     return Library("/host/libcuda.so.1", "libcuda.so.1", "cuda", "compute", needed, wanted, ())
 
 
-def check(root: Path, *wanted: Library, env: tuple[str, ...] = (), cwd: str = "/", machine: str = MACHINE) -> Found:
+def check(
+    root: Path, *wanted: Library, env: tuple[str, ...] = (), cwd: str = "/", program: str = "", machine: str = MACHINE
+) -> Found:
     view = opened(root)
     try:
-        return preflight.check(view, wanted or [driver()], ["libvgpu-driver.so"], env, cwd, machine)
+        return preflight.check(view, wanted or [driver()], ["libvgpu-driver.so"], Start(env, cwd, program), machine)
     finally:
         os.close(view.fd)
 
@@ -244,6 +246,54 @@ def test_copies_are_found_where_loaders_look(tree: Path) -> None:
     assert set(found.copies) == {Copy(path, role) for path, role in places.items()}
 
 
+@pytest.mark.parametrize(
+    ("program", "env", "cwd"),
+    [
+        ("/opt/app/bin/server", (), "/"),
+        ("server", ("PATH=/nowhere:/opt/app/bin",), "/"),
+        ("./server", (), "/opt/app/bin"),
+        ("/usr/bin/link", (), "/"),  # $ORIGIN is where the file is, not where its link is
+        ("/usr/bin/script", (), "/"),
+        ("by-env", ("PATH=/usr/bin:/opt/app/bin",), "/"),
+    ],
+)
+@pytest.mark.parametrize("tag", ["--enable-new-dtags", "--disable-new-dtags"])
+def test_copies_are_found_where_the_containers_own_program_looks(
+    tree: Path, program: str, env: tuple[str, ...], cwd: str, tag: str
+) -> None:
+    folder = tree / "opt/app/bin"
+    folder.mkdir(parents=True)
+    rpath = f"-Wl,{tag},-rpath,/nowhere:$ORIGIN/../lib"
+    subprocess.run(
+        ["gcc", "-x", "c", "-", "-o", folder / "server", rpath], input=b"int main(void) { return 0; }", check=True
+    )
+    (tree / "usr/bin").mkdir(parents=True, exist_ok=True)
+    (tree / "usr/bin/link").symlink_to("/opt/app/bin/server")
+    for name, line in (("script", "/opt/app/bin/server -x"), ("by-env", "/usr/bin/env -S A=1 server")):
+        (tree / "usr/bin" / name).write_text(f"#!{line}\n")
+        (tree / "usr/bin" / name).chmod(0o755)
+    (tree / "usr/bin/env").write_bytes((folder / "server").read_bytes())
+    (tree / "opt/app/lib").mkdir()
+    (tree / "opt/app/lib/libcuda.so.1").write_bytes(b"")
+    (copy,) = check(tree, program=program, env=env, cwd=cwd).copies
+    assert copy.role == "cuda" and os.path.normpath(copy.path) == "/opt/app/lib/libcuda.so.1"
+    assert check(tree, program="/usr/bin/nothing").copies == check(tree).copies == ()
+
+
+def test_a_program_that_leads_in_circles_or_is_none_finds_nothing(tree: Path) -> None:
+    folder = tree / "app"
+    folder.mkdir()
+    (folder / "circle").write_text("#!/app/circle\n")
+    (folder / "broken").write_bytes(b"\x7fELF" + bytes(60))
+    (folder / "empty").write_bytes(b"#!")
+    for path in folder.iterdir():
+        path.chmod(0o755)
+    os.mkfifo(folder / "fifo", 0o755)
+    (folder / "out").symlink_to("../../../../../bin/sh")
+    for name in ("circle", "broken", "empty", "fifo", "out", "", "\0", "/"):
+        assert check(tree, program=f"/app/{name}").copies == ()
+
+
 def test_a_folder_with_too_many_copies_is_refused(tree: Path) -> None:
     for number in range(100):
         (tree / rootfs.LIBDIR / f"libcuda.so.{number}").write_bytes(b"")
@@ -254,7 +304,7 @@ def test_this_machines_root_takes_less_than_ten_milliseconds(machine_root: RootV
     durations = []
     for _ in range(5):
         started = time.perf_counter()
-        preflight.check(machine_root, [driver()], [], (), "/", MACHINE)
+        preflight.check(machine_root, [driver()], [], Start(), MACHINE)
         durations.append(time.perf_counter() - started)
     assert min(durations) < 0.010
 

@@ -14,12 +14,13 @@ from vgpu import __version__
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """tree: the files as they lie below /. later: a .deb of release 0.2.0."""
+    """tree: the files as they lie below /. later, later_rpm: of release 0.2.0."""
 
     tree: Path
     deb: Path
     rpm: Path
     later: Path
+    later_rpm: Path
 
 
 @pytest.fixture(scope="session")
@@ -34,4 +35,5 @@ def made(tmp_path_factory: pytest.TempPathFactory, needs_build: None) -> Made:
         build.make(folder / "tree", "deb", __version__, folder / "dist"),
         build.make(folder / "tree", "rpm", __version__, folder / "dist"),
         build.make(folder / "later", "deb", "0.2.0", folder / "dist"),
+        build.make(folder / "later", "rpm", "0.2.0", folder / "dist"),
     )

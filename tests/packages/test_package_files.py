@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import os
 import re
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -103,19 +102,3 @@ def test_every_command_has_a_page_and_they_are_well_formed(made: Made) -> None:
         text = gzip.decompress(path.read_bytes()).decode()
         assert text.startswith(".TH ") and ".SH NAME" in text and ".SH SYNOPSIS" in text
         assert all(line.isascii() or "…" in line for line in text.splitlines())
-
-
-def test_bash_completes_commands_and_options(made: Made) -> None:
-    script = made.tree / "usr/share/bash-completion/completions/vgpu"
-
-    def completed(*words: str) -> list[str]:
-        ask = f'. {script}; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _vgpu; printf "%s\\n" "${{COMPREPLY[@]}}"'
-        command = ["bash", "-c", ask, "bash", *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-
-    assert completed("vgpu", "vers") == ["version", "versions"]
-    assert completed("vgpu", "configure", "do") == ["docker"]
-    assert completed("vgpu", "configure", "docker", "--und") == ["--undo"]
-    assert completed("vgpu", "--json", "config", "sh") == ["show"]
-    if checker := shutil.which("shellcheck"):
-        subprocess.run([checker, "--shell=bash", str(script)], check=True)

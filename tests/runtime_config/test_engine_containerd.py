@@ -48,8 +48,8 @@ def test_the_handler_is_added_and_every_other_byte_stays(text: str) -> None:
     assert new.startswith(text)
     wanted = {
         "runtime_type": "io.containerd.runc.v2",
-        "pod_annotations": ["vgpu.*"],
-        "container_annotations": ["vgpu.*"],
+        "pod_annotations": ["vgpu.*", "vgpu.*/*"],
+        "container_annotations": ["vgpu.*", "vgpu.*/*"],
         "options": {"BinaryName": LAUNCHER, **({"SystemdCgroup": True} if "SystemdCgroup" in text else {})},
     }
     assert handler(new) == wanted
@@ -141,7 +141,7 @@ def test_containerd_itself_reads_the_handler(tmp_path: Path, suite: str, name: s
     assert done.returncode == 0, done
     found = containerd.find(done.stdout)
     assert (found.launcher, found.is_default) == (LAUNCHER, set_default)
-    assert handler(done.stdout)["pod_annotations"] == ["vgpu.*"]
+    assert handler(done.stdout)["pod_annotations"] == ["vgpu.*", "vgpu.*/*"]
     if "SystemdCgroup" in FILES[name]:
         options = handler(done.stdout)["options"]
         assert isinstance(options, dict) and options["SystemdCgroup"] is True

@@ -42,6 +42,13 @@ def test_generated_listed_checked_and_removed(vgpu: Vgpu, tmp_path: Path) -> Non
     assert list(spec.parent.iterdir()) == []
 
 
+def test_it_names_files_that_stay_when_a_version_is_removed(vgpu: Vgpu, tmp_path: Path) -> None:
+    spec = json.loads(run(vgpu, "cdi", "generate", "--output", "-")[1])
+    words = [word for hook in spec["containerEdits"]["hooks"] for word in hook["args"] if str(vgpu.prefix) in word]
+    assert len(words) == 4 and not any("versions" in word for word in words), words
+    assert all(Path(word).is_file() for word in words)
+
+
 def test_a_stale_spec_is_named_and_generate_mends_it(vgpu: Vgpu, tmp_path: Path) -> None:
     spec = tmp_path / "vgpu.json"
     run(vgpu, "cdi", "generate", "--output", str(spec))

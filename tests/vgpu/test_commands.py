@@ -26,7 +26,8 @@ def prefix(tmp_path: Path) -> Path:
     etc.mkdir(parents=True)
     text = policy_file.template("/bin/true", str(tmp_path / "state"), str(tmp_path / "log"), simulate_gpus=2)
     (etc / "config.yaml").write_text(text)
-    (etc / "launcher.conf").write_text(launcher_conf.text(str(etc.parent), "/bin/true", "/usr/bin/python3"))
+    conf = launcher_conf.text(str(etc.parent), "/bin/true", "/usr/bin/python3", str(tmp_path / "state"))
+    (etc / "launcher.conf").write_text(conf)
     assert vgpu(etc.parent, "config", "apply").returncode == 0
     return etc.parent
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from libcuda_wrap.toolchain import Toolchain
+from tests.harness import debian, drivers
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,6 +63,39 @@ def test_the_simulated_driver_is_covered(needs_build: None) -> None:
         done = vgpu(f"build/sim/{name}")
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.splitlines()[1].split()[-1] == "0"
+
+
+@pytest.mark.parametrize("branch", (min(drivers.PACKAGES), max(drivers.PACKAGES)))
+def test_nvidias_own_libraries_are_covered(branch: int) -> None:
+    try:
+        libraries = drivers.libraries(branch)
+    except debian.NotOffered as missing:
+        pytest.skip(str(missing))
+    for library in libraries:
+        done = vgpu(str(library), "--json")
+        found = json.loads(done.stdout)["libraries"][0]
+        assert (done.returncode, done.stderr, found["known"], found["names"]["unknown"]) == (0, "", True, [])
+
+
+def _not_a_library(kind: str, path: Path, whole: Path) -> None:
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind in ("/dev/zero", "itself"):
+        path.symlink_to(path.name if kind == "itself" else kind)
+    else:
+        data = whole.read_bytes()
+        path.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "noise": bytes(range(256)) * 64}[kind])
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "/dev/zero", "itself", "empty", "cut", "noise"])
+def test_what_is_no_library_is_said_in_one_line_and_soon(new_driver: Path, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "libcuda.so.555.1"
+    _not_a_library(kind, path, new_driver)
+    done = vgpu(str(path))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (5, "", 1), done
+    assert "VGPU-HOST-007" in done.stderr and str(path) in done.stderr
 
 
 def test_by_default_it_looks_at_this_hosts_driver() -> None:

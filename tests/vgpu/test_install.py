@@ -67,6 +67,22 @@ def test_everything_is_readable_by_all_and_writable_by_the_owner_alone(prefix: P
     assert len(list((prefix / "lib/vgpu/sim").glob("lib*.so.*"))) >= 2
 
 
+@pytest.mark.parametrize("name", ["bin", "lib", "current", "etc/launcher.conf"])
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_what_is_not_ours_is_in_the_way_and_stays(tmp_path: Path, needs_build: None, name: str, kind: str) -> None:
+    """--prefix /usr/local, or / where /bin is a link: refused before anything is written, and never taken out."""
+    path = tmp_path / "vgpu" / name
+    path.parent.mkdir(parents=True)
+    path.mkdir() if kind == "folder" else path.symlink_to("../usr/bin")
+    before = tree(tmp_path)
+    done = install(tmp_path / "vgpu", "--runtime", "/bin/true")
+    assert done.returncode == 5 and f"VGPU-INST-001: {path} is not of vgpu's making" in done.stderr, done
+    assert "choose another --prefix" in done.stderr
+    done = install(tmp_path / "vgpu", "--uninstall")
+    assert done.stdout == f"{tmp_path}/vgpu: nothing of vgpu is installed there\n"
+    assert tree(tmp_path) == before
+
+
 def test_a_second_run_changes_nothing(prefix: Path) -> None:
     before = tree(prefix)
     done = install(prefix, "--simulate-gpus", "2", "--runtime", "/bin/true")

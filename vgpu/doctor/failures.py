@@ -1,7 +1,7 @@
 """vgpu doctor --last-failure: what refused starts have left, also after the engine has removed their containers.
 
-Three places, each written by root alone: <state>/failures, which shim and hook write; slices whose start is dead and
-which nobody has taken back yet; and, where these have nothing, the audit log, which outlives a reboot.
+Three places, each written by root alone: <state>/failures, which launcher, shim and hook write; slices whose start is
+dead and which nobody has taken back yet; and, where these have nothing, the audit log, which outlives a reboot.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ class Failure:
     part: str = ""
 
 
-def last(policy: Policy, wanted: str | None) -> Failure | None:
+def last(policy: Policy, wanted: str | None, launchers: str = "") -> Failure | None:
     """The newest; of one container if `wanted`: an id, its beginning, or a name. None: no start was refused.
 
+    launchers: the state folder that the launcher goes by, if it may be another than the policy's.
     Raises RequestError VGPU-PLC-005 if nothing is known of `wanted`, VGPU-SET-001 if several ids begin with it.
     """
-    for source in (_at_hand, _logged):
-        known = sorted(source(policy), key=lambda one: one.time_ns)
+    for found in (_at_hand(policy, launchers or policy.state_dir), _logged(policy)):
+        known = sorted(found, key=lambda one: one.time_ns)
         if wanted is not None:
             known = _about(known, wanted)
         if known:
@@ -82,8 +83,9 @@ def _about(known: list[Failure], wanted: str) -> list[Failure]:
     return matches
 
 
-def _at_hand(policy: Policy) -> Iterator[Failure]:
-    yield from _kept(policy.state_dir)
+def _at_hand(policy: Policy, launchers: str) -> Iterator[Failure]:
+    for state_dir in {policy.state_dir, launchers}:
+        yield from _kept(state_dir)
     yield from _dead(policy)
 
 
@@ -103,7 +105,7 @@ def _kept(state_dir: str) -> Iterator[Failure]:
             raw, status = files.read(f"{folder}/{name}", _MAX_FILE)
             if status.st_uid not in (0, os.geteuid()) or stat.S_IMODE(status.st_mode) & 0o022:
                 raise ValueError("others can write it")
-            yield _failure(json.loads(raw), name.removesuffix(".json"))
+            yield _failure(json.loads(raw.decode("utf-8", "replace")), name.removesuffix(".json"))
         except FileNotFoundError:
             continue  # the hundred newest are kept
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -77,7 +77,7 @@ def derived(prefix: Prefix, home: Path, text: str | None, python: str) -> tuple[
     launcher_conf.check_runtime(policy.runtime, str(prefix.path))
     return policy, [
         Item("etc/policy.json", policy_file.compiled_text(policy)),
-        Item("etc/launcher.conf", launcher_conf.text(str(home), policy.runtime, python).encode()),
+        Item("etc/launcher.conf", launcher_conf.text(str(home), policy.runtime, python, policy.state_dir).encode()),
     ]
 
 

@@ -45,9 +45,7 @@ def install(prefix: Prefix, found: Sequence[Item], wanted: Wanted) -> bool:
     before = prefix.current()
     if wanted.upgrade and before is None:
         raise refuse(f"nothing of vgpu is installed in {prefix.path}", "vgpu install, or name its --prefix")
-    if (prefix.path / "lib/vgpu/manifest.json").exists() and before is None:
-        remedy = "take it out with its own install.py --uninstall, then install"
-        raise refuse(f"{prefix.path} holds vgpu from before there were versions", remedy)
+    prefix.require_room()
     python = os.path.realpath(wanted.python)
     made = version.make(prefix, found, python, wanted.cli_python)
     text = config.wanted(prefix, wanted.settings)

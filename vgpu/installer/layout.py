@@ -101,15 +101,27 @@ class Prefix:
             return []
         return [read(self.versions / name) for name in names if _NAME.fullmatch(name)]
 
+    def has(self, link: str) -> bool:
+        """Whether `link` is there, and is one that an installer of ours has made: /bin -> usr/bin is not."""
+        try:
+            target = os.readlink(self.path / link)
+        except OSError:
+            return False
+        return target == LINKS[link] if link in LINKS else target.startswith("versions/")
+
+    def require_room(self) -> None:
+        """Raises VGPU-INST-001 where something of somebody else is in the place of one of our links."""
+        for link in (CURRENT, PREVIOUS, *LINKS):
+            path = self.path / link
+            if os.path.lexists(path) and not self.has(link):
+                remedy = f"choose another --prefix, one that is vgpu's alone; or move {path} away"
+                raise refuse(f"{path} is not of vgpu's making", remedy)
+
     def point(self, link: str, target: str) -> bool:
-        """Makes `link` lead to `target` in one step; False if it does so already."""
+        """Makes `link` lead to `target` in one step; False if it does so already. What it is now is ours."""
         path = self.path / link
         if path.is_symlink() and os.readlink(path) == target:
             return False
-        if path.exists() and not path.is_symlink():
-            raise refuse(
-                f"{path} is no link", f"uninstall what is in {self.path} with its own installer, or move it away"
-            )
         temporary = path.parent / f"{UNFINISHED}{path.name}"
         temporary.unlink(missing_ok=True)  # of one that was killed; the lock is ours
         temporary.symlink_to(target)
@@ -156,7 +168,13 @@ def own_home() -> Path | None:
 def own_prefix() -> str:
     """The prefix that this command belongs to, else the system's."""
     home = own_home()
-    return str(home.parents[1]) if home is not None and home.parent.name == "versions" else SYSTEM_PREFIX
+    return of_home(str(home)) if home is not None and home.parent.name == "versions" else SYSTEM_PREFIX
+
+
+def of_home(home: str) -> str:
+    """The prefix of a version's folder: what outlives the version names that. Another folder: itself."""
+    path = Path(home)
+    return str(path.parents[1]) if path.parent.name == "versions" else home
 
 
 def read(home: Path) -> Version:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from oci_hook import ledger
+from oci_hook import ledger, rootless
 from oci_hook.records import Process
 from vgpu.installer.layout import Prefix, Version, refuse
 from vgpu.ps import names
@@ -38,8 +38,10 @@ class Tenant:
 
 
 def find(prefix: Prefix, state_dir: str) -> list[Tenant]:
-    """All of them. A folder that cannot be read counts as one that runs."""
-    found = (_tenant(prefix, f"{state_dir}/containers/{name}", name) for name in sorted(names(state_dir)))
+    """All of them, those of users' rootless engines as well. A folder that cannot be read counts as one that runs."""
+    found = []
+    for state in (state_dir, *rootless.folders(state_dir)):
+        found += [_tenant(prefix, f"{state}/containers/{name}", name) for name in sorted(names(state))]
     return [tenant for tenant in found if tenant is not None]
 
 

@@ -22,7 +22,18 @@ from vgpu.installer.install import units
 from vgpu.installer.layout import CURRENT, LINKS, PREVIOUS, Prefix, Version
 from vgpu.output import message
 
-STATE = ("lock", "turn", "inventory.json", "inventory.lock", "sim", "containers", "failures", "monitor", "gpus")
+STATE = (
+    "lock",
+    "turn",
+    "inventory.json",
+    "inventory.lock",
+    "sim",
+    "containers",
+    "failures",
+    "monitor",
+    "gpus",
+    "users",
+)
 LOG = ("audit.jsonl*", "audit.lock", "audit.lost", "standing.json")
 
 
@@ -61,7 +72,7 @@ def prune(prefix: Prefix, *, dry_run: bool) -> bool:
 def uninstall(prefix: Prefix, wanted: Wanted) -> bool:
     """Takes all out; whether there was anything. Raises VGPU-INST-003 while containers run, unless forced."""
     versions = prefix.installed()
-    if not versions and not any((prefix.path / link).is_symlink() for link in (CURRENT, *LINKS)):
+    if not versions and not any(map(prefix.has, (CURRENT, *LINKS))):
         print(f"{prefix.path}: nothing of vgpu is installed there")
         return False
     policy = _policy(prefix)
@@ -84,7 +95,7 @@ def uninstall(prefix: Prefix, wanted: Wanted) -> bool:
     with prefix.locked():
         version.clear_unfinished(prefix)
         _remove_units(prefix, wanted.units)
-        _unlink(prefix.path / "bin")  # no container starts by us from now on
+        _unlink(prefix, "bin")  # no container starts by us from now on
         if running := _running(prefix, policy):
             prefix.point("bin", LINKS["bin"])
             staying = _remove_unused(prefix, versions, policy)
@@ -93,7 +104,7 @@ def uninstall(prefix: Prefix, wanted: Wanted) -> bool:
         else:
             staying = 0
             for link in (*LINKS, CURRENT, PREVIOUS):
-                _unlink(prefix.path / link)
+                _unlink(prefix, link)
             for one in versions:
                 version.remove(prefix, one)
             _remove_rest(prefix, policy, purge=wanted.purge)
@@ -133,9 +144,9 @@ def _remove_units(prefix: Prefix, folder: str | None) -> None:
     layout.remove_empty(Path(folder))
 
 
-def _unlink(path: Path) -> None:
-    if path.is_symlink():
-        path.unlink()
+def _unlink(prefix: Prefix, link: str) -> None:
+    if prefix.has(link):
+        (prefix.path / link).unlink()
 
 
 def _remove_unused(prefix: Prefix, versions: Sequence[Version], policy: Policy) -> int:

@@ -10,7 +10,7 @@ from libcuda_wrap import bindings
 from oci_hook import ledger
 from oci_hook.errors import VgpuError
 from oci_hook.records import Allocation, Policy
-from vgpu import ps
+from vgpu import ps, users
 from vgpu.monitor.cgroups import Processes
 from vgpu.monitor.nvml import Nvml
 from vgpu.monitor.sample import ContainerSample, GpuTruth, Sample, SliceSample
@@ -48,7 +48,7 @@ class Collector:
 
 
 def read_containers(policy: Policy) -> tuple[list[ContainerSample], list[tuple[str, str]]]:
-    """The containers that run, oldest first, and (part, what) that cannot be read."""
+    """The containers that run, oldest first, and (part, what) that cannot be read. For root those of users as well."""
     found: list[tuple[int, ContainerSample]] = []
     troubles: list[tuple[str, str]] = []
     for name in ps.names(policy.state_dir):
@@ -59,12 +59,18 @@ def read_containers(policy: Policy) -> tuple[list[ContainerSample], list[tuple[s
         except VgpuError as error:
             if os.path.lexists(ledger.folder(policy.state_dir, name)):  # else it ended while we were reading
                 troubles.append(("ledger", str(error)))
+    known = {one.id for _, one in found}
+    for user in users.every(policy):
+        for allocation in users.running(user):
+            if allocation.id not in known:  # a user can give an entry any name, but not take root's
+                known.add(allocation.id)
+                found.append((allocation.created_ns, _container(user.policy.state_dir, allocation, user.name)))
     containers = [one for _, one in sorted(found, key=lambda pair: (pair[0], pair[1].id))]
     troubles += [("usage", f"{one.id[:12]}: {one.trouble}") for one in containers if one.trouble]
     return containers, troubles
 
 
-def _container(state_dir: str, allocation: Allocation) -> ContainerSample:
+def _container(state_dir: str, allocation: Allocation, user: str | None = None) -> ContainerSample:
     box = Path(ledger.folder(state_dir, allocation.id), "box")
     usage, trouble = None, ""
     quota: tuple[bindings.GpuQuota, ...] = ()
@@ -87,7 +93,7 @@ def _container(state_dir: str, allocation: Allocation) -> ContainerSample:
         )
     return ContainerSample(
         id=allocation.id,
-        name=_printable(allocation.name) or allocation.id[:12],
+        name=_printable(users.shown(user, allocation.name or allocation.id[:12])),
         image=_printable(allocation.image),
         state=allocation.state,
         simulated=allocation.simulated,

@@ -47,7 +47,7 @@ def _simulated(policy: Policy) -> Iterator[None]:
     """Where the simulated driver looks for its GPUs, which it does when it starts; no child of ours shall find it."""
     before = os.environ.get("VGPU_SIM_DIR")
     if policy.simulate_gpus:
-        os.environ["VGPU_SIM_DIR"] = f"{policy.state_dir}/sim"
+        os.environ["VGPU_SIM_DIR"] = f"{policy.host_state_dir}/sim"
     try:
         yield
     finally:

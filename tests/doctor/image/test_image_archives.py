@@ -151,10 +151,10 @@ def test_of_several_images_the_named_one_or_that_of_this_processor_is_taken(tmp_
     assert findings(f"{first}:v3", None)[0].code == "VGPU-IMG-006"
 
 
-@pytest.mark.parametrize("program", ["zstd", "xz", "bzip2"])
+@pytest.mark.parametrize("program", ["xz", "bzip2"])
 def test_a_packing_that_is_not_read_is_named_with_what_unpacks_it(program: str, tmp_path: Path) -> None:
     if shutil.which(program) is None:
-        heads = {"zstd": b"\x28\xb5\x2f\xfd", "xz": b"\xfd7zXZ\0", "bzip2": b"BZh9"}
+        heads = {"xz": b"\xfd7zXZ\0", "bzip2": b"BZh9"}
         as_file(heads[program] + bytes(600), tmp_path / "packed")
     else:
         data = subprocess.run(

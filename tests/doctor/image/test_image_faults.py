@@ -265,6 +265,7 @@ def test_a_copy_of_the_driver_that_only_a_runpath_leads_to(debian_root: Root, dr
     found = one(findings(root, driver, deep=True), "VGPU-IMG-009", "'/app', whose RUNPATH leads there")
     assert (found.subject, found.severity) == ("/opt/own/libcuda.so.1", "warning")
     assert "remove /opt/own/libcuda.so.1" in found.remedy
+    assert findings(root, driver, "/app", deep=True) == []  # what a container starts itself is covered
     copy.unlink()
     assert findings(root, driver, deep=True) == [] and app.exists()
 

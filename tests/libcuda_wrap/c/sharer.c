@@ -1,4 +1,5 @@
 /* sharer.c - as client.c, for memory of graphs and memory that several processes use. It answers "result value". */
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -21,6 +22,8 @@ CUresult cuIpcGetMemHandle(CUipcMemHandle *handle, CUdeviceptr pointer);
 CUresult cuMemAddressReserve(CUdeviceptr *ptr, size_t size, size_t alignment, CUdeviceptr addr,
                              unsigned long long flags);
 CUresult cuMemSetAccess(CUdeviceptr ptr, size_t size, const void *desc, size_t count);
+CUresult cuDeviceSetMemPool(CUdevice device, CUmemoryPool pool);
+CUresult cuMemPoolExportPointer(CUmemPoolPtrExportData *data, CUdeviceptr pointer);
 CUresult cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t bytes);
 CUresult cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_t count);
 CUresult cuStreamBeginCapture_v2(CUstream stream, int mode);
@@ -72,6 +75,14 @@ static CUresult graph_command(const char *verb, word a, word b, word c)
     return CUDA_ERROR_UNKNOWN;
 }
 
+/* Another process's descriptor, as if it had been sent to us. */
+static int descriptor_of(word process, word number)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%llu/fd/%llu", process, number);
+    return open(path, O_RDWR);
+}
+
 static CUresult share_command(const char *verb, word a, word b, word c)
 {
     CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
@@ -88,9 +99,7 @@ static CUresult share_command(const char *verb, word a, word b, word c)
         return result;
     }
     if (strcmp(verb, "import") == 0) { /* register, process, its descriptor */
-        char path[64];
-        snprintf(path, sizeof path, "/proc/%llu/fd/%llu", b, c);
-        const int fd = open(path, O_RDWR);
+        const int fd = descriptor_of(b, c);
         const CUresult result =
             cuMemImportFromShareableHandle(&reg[a], (void *)(intptr_t)fd, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
         close(fd);
@@ -137,16 +146,65 @@ static CUresult plain_command(const char *verb, word a, word b)
         return cuMemAlloc_v2(&reg[a], b);
     if (strcmp(verb, "free") == 0)
         return cuMemFree_v2(reg[a]);
+    if (strcmp(verb, "sync") == 0)
+        return cuCtxSynchronize();
+    if (strcmp(verb, "ipc_close") == 0)
+        return cuIpcCloseMemHandle(reg[a]);
     return CUDA_ERROR_UNKNOWN;
 }
 
-/* A handle travels as hexadecimal digits. */
-static void handle_command(const char *verb, word a, const char *text)
+static CUresult pool_command(const char *verb, word a, word b, word c)
+{
+    const CUmemAllocationHandleType descriptor = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+    const CUmemPoolProps props = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                  .handleTypes = descriptor,
+                                  .location = {CU_MEM_LOCATION_TYPE_DEVICE, (int)b}};
+    if (strcmp(verb, "p_new") == 0) /* register, device */
+        return cuMemPoolCreate((CUmemoryPool *)&reg[a], &props);
+    if (strcmp(verb, "p_alloc") == 0) /* register of the pointer, bytes, register of the pool */
+        return cuMemAllocFromPoolAsync(&reg[a], b, (CUmemoryPool)reg[c], NULL);
+    if (strcmp(verb, "p_free") == 0)
+        return cuMemFreeAsync(reg[a], NULL);
+    if (strcmp(verb, "p_trim") == 0)
+        return cuMemPoolTrimTo((CUmemoryPool)reg[a], 0);
+    if (strcmp(verb, "p_current") == 0)
+        return cuDeviceSetMemPool(0, (CUmemoryPool)reg[a]);
+    if (strcmp(verb, "p_end") == 0)
+        return cuMemPoolDestroy((CUmemoryPool)reg[a]);
+    if (strcmp(verb, "p_piece") == 0) { /* bytes by which the driver's pools grow: the simulation's own */
+        void (*set)(uint64_t);
+        *(void **)&set = dlsym(RTLD_DEFAULT, "vgsSetPoolPiece");
+        set(a);
+        return CUDA_SUCCESS;
+    }
+    if (strcmp(verb, "p_export") == 0) { /* the descriptor into register b */
+        int fd = -1;
+        const CUresult result = cuMemPoolExportToShareableHandle(&fd, (CUmemoryPool)reg[a], descriptor, 0);
+        reg[b] = (word)fd;
+        return result;
+    }
+    if (strcmp(verb, "p_import") == 0) { /* register, process, its descriptor */
+        const int fd = descriptor_of(b, c);
+        const CUresult result =
+            cuMemPoolImportFromShareableHandle((CUmemoryPool *)&reg[a], (void *)(intptr_t)fd, descriptor, 0);
+        close(fd);
+        return result;
+    }
+    return CUDA_ERROR_UNKNOWN;
+}
+
+/* What names memory elsewhere travels as hexadecimal digits: an IPC handle, or a pool's export data. */
+static void name_command(const char *verb, word a, word b, const char *text)
 {
     CUipcMemHandle handle;
+    CUmemPoolPtrExportData data;
+    _Static_assert(sizeof handle == sizeof data, "one command reads both");
+    CUresult result = CUDA_ERROR_UNKNOWN;
     memset(&handle, 0, sizeof handle);
-    if (strcmp(verb, "ipc_get") == 0) {
-        const CUresult result = cuIpcGetMemHandle(&handle, reg[a]);
+    if (strcmp(verb, "name_ipc") == 0 || strcmp(verb, "name_pointer") == 0) {
+        result = verb[5] == 'i' ? cuIpcGetMemHandle(&handle, reg[a]) : cuMemPoolExportPointer(&data, reg[a]);
+        if (verb[5] == 'p')
+            memcpy(&handle, &data, sizeof data);
         printf("%d ", result);
         for (size_t at = 0; at < sizeof handle; at++)
             printf("%02x", (unsigned char)handle.reserved[at]);
@@ -158,8 +216,9 @@ static void handle_command(const char *verb, word a, const char *text)
         sscanf(text + 2 * at, "%2x", &value);
         handle.reserved[at] = (char)value;
     }
-    const CUresult result =
-        strcmp(verb, "ipc_open") == 0 ? cuIpcOpenMemHandle_v2(&reg[a], handle, 1) : cuIpcCloseMemHandle(reg[a]);
+    memcpy(&data, &handle, sizeof data);
+    result = strcmp(verb, "named_ipc") == 0 ? cuIpcOpenMemHandle_v2(&reg[a], handle, 1)
+                                            : cuMemPoolImportPointer(&reg[a], (CUmemoryPool)reg[b], &data);
     printf("%d %llu\n", result, reg[a]);
 }
 
@@ -170,9 +229,9 @@ int main(void)
         word a = 0, b = 0, c = 0;
         text[0] = '\0';
         sscanf(line, "%31s %llu %llu %llu", verb, &a, &b, &c);
-        if (strncmp(verb, "ipc_", 4) == 0) {
-            sscanf(line, "%*s %*s %159s", text);
-            handle_command(verb, a, text);
+        if (strncmp(verb, "name", 4) == 0) { /* register, register of a pool, text */
+            sscanf(line, "%*s %*s %*s %159s", text);
+            name_command(verb, a, b, text);
         } else if (strcmp(verb, "read") == 0) {
             unsigned char byte = 0;
             const CUresult result = cuMemcpyDtoH_v2(&byte, reg[a], 1);
@@ -185,6 +244,8 @@ int main(void)
                 result = graph_command(verb, a, b, c);
             if (result == CUDA_ERROR_UNKNOWN)
                 result = share_command(verb, a, b, c);
+            if (result == CUDA_ERROR_UNKNOWN)
+                result = pool_command(verb, a, b, c);
             printf("%d 0\n", result);
         }
         fflush(stdout);

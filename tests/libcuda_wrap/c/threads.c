@@ -1,4 +1,5 @@
-/* threads.c - eight threads allocate and free in one process; at the end the quota is whole.   threads QUOTA */
+/* threads.c - eight threads allocate and free in one process, plain, mapped and stream-ordered memory; at the end the
+ * quota is whole.   threads QUOTA */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,9 +10,46 @@
 #define THREADS 8
 #define ROUNDS  4000
 #define HELD    16
+#define PIECE   (2u << 20) /* what physical memory comes in */
 
 CUresult cuCtxSetCurrent(CUcontext context);
+CUresult cuMemAddressReserve(CUdeviceptr *ptr, size_t size, size_t alignment, CUdeviceptr addr,
+                             unsigned long long flags);
+CUresult cuMemAddressFree(CUdeviceptr ptr, size_t size);
 static CUcontext context;
+
+/* Mapped memory whose handle is gone: the mapping alone keeps it. */
+static CUresult map(CUdeviceptr *at)
+{
+    const CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                      .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
+    CUmemGenericAllocationHandle handle;
+    CUresult result = cuMemCreate(&handle, PIECE, &prop, 0);
+    if (result != CUDA_SUCCESS)
+        return result;
+    result = cuMemAddressReserve(at, PIECE, 0, 0, 0);
+    if (result == CUDA_SUCCESS)
+        result = cuMemMap(*at, PIECE, 0, handle, 0);
+    const CUresult released = cuMemRelease(handle);
+    return result != CUDA_SUCCESS ? result : released;
+}
+
+static CUresult unmap(CUdeviceptr at)
+{
+    const CUresult result = cuMemUnmap(at, PIECE);
+    return result != CUDA_SUCCESS ? result : cuMemAddressFree(at, PIECE);
+}
+
+/* A place always has the same kind of memory. */
+static CUresult take(unsigned place, CUdeviceptr *at, size_t bytes)
+{
+    return place % 4 == 3 ? map(at) : place % 4 == 2 ? cuMemAllocAsync(at, bytes, NULL) : cuMemAlloc_v2(at, bytes);
+}
+
+static CUresult give(unsigned place, CUdeviceptr at)
+{
+    return place % 4 == 3 ? unmap(at) : place % 4 == 2 ? cuMemFreeAsync(at, NULL) : cuMemFree_v2(at);
+}
 
 static void *work(void *argument)
 {
@@ -21,17 +59,22 @@ static void *work(void *argument)
         return (void *)1;
     for (unsigned round = 0; round < ROUNDS; round++) {
         state = state * 1664525u + 1013904223u;
-        CUdeviceptr *at = &held[(state >> 8) % HELD];
+        const unsigned place = (state >> 8) % HELD;
+        CUdeviceptr *at = &held[place];
         if (*at != 0) {
-            if (cuMemFree_v2(*at) != CUDA_SUCCESS)
+            if (give(place, *at) != CUDA_SUCCESS)
                 return (void *)1;
             *at = 0;
-        } else if (cuMemAlloc_v2(at, 1 + (state >> 10) % (1u << 20)) != CUDA_SUCCESS) {
-            *at = 0;
+        } else {
+            const CUresult result = take(place, at, 1 + (state >> 12) % (1u << 20));
+            if (result != CUDA_SUCCESS)
+                *at = 0;
+            if (result != CUDA_SUCCESS && result != CUDA_ERROR_OUT_OF_MEMORY)
+                return (void *)1;
         }
     }
-    for (unsigned at = 0; at < HELD; at++)
-        if (held[at] != 0 && cuMemFree_v2(held[at]) != CUDA_SUCCESS)
+    for (unsigned place = 0; place < HELD; place++)
+        if (held[place] != 0 && give(place, held[place]) != CUDA_SUCCESS)
             return (void *)1;
     return NULL;
 }
@@ -52,8 +95,8 @@ int main(int count, char **arguments)
     }
     cuCtxSetCurrent(context);
     const size_t quota = strtoull(arguments[1], NULL, 10);
-    if (failed != NULL || cuMemGetInfo_v2(&free, &total) != CUDA_SUCCESS || free != quota ||
-        cuMemAlloc_v2(&all, quota) != CUDA_SUCCESS)
+    if (failed != NULL || cuCtxSynchronize() != CUDA_SUCCESS || cuMemGetInfo_v2(&free, &total) != CUDA_SUCCESS ||
+        free != quota || cuMemAlloc_v2(&all, quota) != CUDA_SUCCESS)
         return 1;
     puts("ok");
     return 0;

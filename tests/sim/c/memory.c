@@ -107,6 +107,41 @@ static void pools(void)
     EXPECT(used(), 0);
 }
 
+static void shared_pools(void)
+{
+    CUmemPoolProps props = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+                            .handleTypes = CU_MEM_HANDLE_TYPE_FABRIC,
+                            .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
+    CUmemoryPool pool, import;
+    CUmemPoolPtrExportData data;
+    CUdeviceptr p, q;
+    cuuint64_t value;
+    int fd;
+    EXPECT(cuMemPoolCreate(&pool, &props), CUDA_ERROR_NOT_SUPPORTED);
+    props.handleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+    OK(cuMemPoolCreate(&pool, &props));
+    OK(cuMemAllocFromPoolAsync(&p, 3 * MIB, pool, NULL));
+    EXPECT(cuMemPoolExportPointer(&data, p), CUDA_ERROR_INVALID_VALUE); /* the pool first */
+    EXPECT(cuMemPoolExportToShareableHandle(&fd, pool, CU_MEM_HANDLE_TYPE_FABRIC, 0), CUDA_ERROR_INVALID_VALUE);
+    OK(cuMemPoolExportToShareableHandle(&fd, pool, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
+    OK(cuMemPoolExportPointer(&data, p));
+    OK(cuMemPoolImportFromShareableHandle(&import, (void *)(intptr_t)fd, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
+    EXPECT(cuMemAllocFromPoolAsync(&q, 1, import, NULL), CUDA_ERROR_INVALID_VALUE);
+    EXPECT(cuMemPoolImportPointer(&q, pool, &data), CUDA_ERROR_INVALID_VALUE);
+    OK(cuMemPoolImportPointer(&q, import, &data));
+    OK(cuMemPoolGetAttribute(import, 5, &value));
+    EXPECT(value == 4 * MIB && used() == 4 * MIB, 1); /* counted once, with its maker */
+    OK(cuMemFreeAsync(q, NULL));
+    OK(cuMemFreeAsync(p, NULL));
+    OK(cuCtxSynchronize());
+    OK(cuMemPoolTrimTo(pool, 0));
+    EXPECT(used(), 4 * MIB); /* a shared pool gives nothing back */
+    OK(cuMemPoolDestroy(import));
+    EXPECT(used(), 4 * MIB);
+    OK(cuMemPoolDestroy(pool));
+    EXPECT(used(), 0);
+}
+
 static void mapped(void)
 {
     CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED, .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
@@ -150,6 +185,7 @@ int main(void)
     bytes();
     arrays();
     pools();
+    shared_pools();
     mapped();
     OK(cuMemAlloc_v2(&p, MIB));
     OK(cuCtxDestroy_v2(ctx)); /* takes its memory with it */

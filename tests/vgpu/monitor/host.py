@@ -36,7 +36,8 @@ class Host:
         etc.mkdir(parents=True)
         text = policy_file.template("/bin/true", str(folder / "state"), str(folder / "log"), simulate_gpus=2)
         (etc / "config.yaml").write_text(text)
-        (etc / "launcher.conf").write_text(launcher_conf.text(str(etc.parent), "/bin/true", "/usr/bin/python3"))
+        conf = launcher_conf.text(str(etc.parent), "/bin/true", "/usr/bin/python3", str(folder / "state"))
+        (etc / "launcher.conf").write_text(conf)
         host = cls(etc.parent)
         assert host.vgpu("config", "apply").returncode == 0
         return host

@@ -17,10 +17,11 @@ from typing import Any
 import yaml
 
 from libcuda_wrap import bindings
-from oci_hook import inventory, ledger
+from oci_hook import inventory, ledger, no_policy
 from oci_hook.errors import VgpuError
 from oci_hook.records import Policy
 from oci_hook.values import as_json
+from runtime_config import policy_file
 from vgpu import __version__, ps
 from vgpu.doctor import host as host_checks
 from vgpu.doctor.bundle import kernel_log
@@ -113,7 +114,7 @@ class Collector:
             return
         yield Draft("policy.json", self.redactor.own(as_json(self.policy)))
         path = f"{self.policy.prefix}/etc/launcher.conf"
-        known = ("runtime=/", "python=/", "shim=/", "policy=/")
+        known = ("runtime=/", "python=/", "shim=/", "policy=/", "state=/")
         lines = [line for line in (self._text(path, absolute=True) or "").splitlines() if line.startswith(known)]
         yield Draft("launcher.conf", lines)
         yield self._own_yaml(self.host.config)
@@ -132,8 +133,10 @@ class Collector:
         return Draft("config.yaml.json", self.redactor.own(kept))
 
     def _failures(self) -> Iterator[Draft]:
-        folder = f"{self.policy.state_dir}/failures" if self.policy else ""
-        found = [raw for path in _newest(folder) if isinstance(raw := self._parsed(path, json.loads), dict)]
+        kept = no_policy.state_dir(policy_file.compiled_path(self.host.config))
+        folders = dict.fromkeys((self.policy.state_dir if self.policy else kept, kept))
+        paths = [path for folder in folders for path in _newest(f"{folder}/failures")]
+        found = [raw for path in paths if isinstance(raw := self._parsed(path, json.loads), dict)]
         for raw in found:
             self._learn(str(raw.get("image", "")))
         yield Draft("failures.jsonl", [self.redactor.own(raw) for raw in found])

@@ -24,8 +24,7 @@ def container_command(
     from vgpu.doctor import report
     from vgpu.doctor.container import look
 
-    policy = load(config)
-    allocation = look.resolve(policy, container)
+    policy, allocation = look.resolve(load(config), container)
     with report.progress("looking at its processes"):
         seen = look.examine(policy, allocation)
     code = report.show(seen, as_json=json)

@@ -20,10 +20,11 @@ def last_failure_command(
     json: Json = False,
 ) -> None:
     """What the last refused start was about, also after the container was removed. Exit 2 if there is one."""
-    from vgpu.config import load
+    from vgpu.config import load_for_failures
     from vgpu.doctor import failures, report
 
-    told = failures.report(failures.last(load(config), container))
+    policy, launchers = load_for_failures(config)
+    told = failures.report(failures.last(policy, container, launchers))
     code = report.show(told, as_json=json)
     if not json and told.findings:
         print(f"more: {told.facts['manual']}, {told.facts['page']}")

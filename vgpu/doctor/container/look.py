@@ -10,7 +10,7 @@ from typing import Any
 from oci_hook import elf, inventory, ledger
 from oci_hook.errors import HostError, VgpuError
 from oci_hook.records import Allocation, Policy
-from vgpu import output, ps, resize
+from vgpu import output, ps, resize, users
 from vgpu.doctor import finding, report
 from vgpu.doctor.container import account, judge, mapped, worker
 from vgpu.doctor.finding import Check, Result, Seen, Unseen, found
@@ -23,10 +23,20 @@ GROUP = "container"
 _AGAIN_S = 0.3  # before a difference of the two accounts is believed
 
 
-def resolve(policy: Policy, wanted: str) -> Allocation:
-    """The container of this id, its beginning, or name, as `vgpu set` finds it. Raises RequestError VGPU-SET-001."""
-    if os.geteuid() != 0:
+def resolve(policy: Policy, wanted: str) -> tuple[Policy, Allocation]:
+    """The container of this id, its beginning, or name, as `vgpu set` finds it, and whose it is: the policy is the
+    user's, if it is one of a rootless engine. Raises RequestError VGPU-SET-001.
+    """
+    if policy.grant is not None and policy.state_dir == policy.host_state_dir:
         raise HostError("VGPU-HOST-003", "a container's folder can only be read by root", remedy="run it as root")
+    theirs = {one.id: (user.policy, one) for user in users.every(policy) for one in users.running(user)}
+    entries = _entries(policy, wanted)
+    own = {one.id: (policy, one) for one in entries}
+    found = {**theirs, **own}
+    return found[resize.find(wanted, [one for _, one in found.values()]).id]
+
+
+def _entries(policy: Policy, wanted: str) -> list[Allocation]:
     entries = []
     for name in ps.names(policy.state_dir):
         try:
@@ -37,7 +47,7 @@ def resolve(policy: Policy, wanted: str) -> Allocation:
             output.message(error.line())
             continue
         entries += [entry] if entry else []
-    return resize.find(wanted, entries)
+    return entries
 
 
 def examine(policy: Policy, allocation: Allocation, proc: str = "/proc") -> report.Report:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from vgpu.doctor import finding
 from vgpu.doctor.finding import Check
-from vgpu.doctor.host import disks, driver, engines, gpus, hooks, kernel, libraries, programs, settings, state
+from vgpu.doctor.host import disks, driver, engines, gpus, grants, hooks, kernel, libraries, programs, settings, state
 from vgpu.doctor.host.machine import Host, NoPolicy
 
-MODULES = (kernel, disks, driver, gpus, libraries, settings, engines, programs, hooks, state)
+MODULES = (kernel, disks, driver, gpus, libraries, settings, engines, programs, hooks, state, grants)
 CHECKS = tuple(check for module in MODULES for check in module.CHECKS)
 
 

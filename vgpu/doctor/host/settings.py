@@ -36,6 +36,9 @@ def launcher(host: Host) -> Iterator[Result]:
     if values["runtime"] != policy.runtime:
         evidence = f"runtime={values['runtime']}, and the policy says {policy.runtime}"
         yield found("VGPU-CFG-005", path, evidence)
+    if values.get("state") != policy.state_dir:
+        evidence = f"state={values.get('state', '')}, and the policy says state_dir: {policy.state_dir}"
+        yield found("VGPU-CFG-005", path, evidence)
     programs = {
         "runtime": values["runtime"],
         "python": values["python"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from oci_hook import preflight
 from oci_hook.elf import Elf, ElfError
@@ -26,8 +26,8 @@ Lacking = dict[tuple[str, str], list[Problem]]  # code and library -> who lacks 
 Refusals = list[tuple[str, ImageError]]
 
 
-def examine(root: Root, view: preflight.Image | None, ours: set[str], at: At) -> Iterator[Result]:
-    """view: None where there is no glibc."""
+def examine(root: Root, view: preflight.Image | None, ours: set[str], own: Sequence[str], at: At) -> Iterator[Result]:
+    """view: None where there is no glibc. own: folders in which the image's own program looks: a start covers them."""
     if view is None:
         raise CannotSee("its files", "there is no glibc whose loader could be asked")
     files: dict[str, Elf] = {}
@@ -48,7 +48,7 @@ def examine(root: Root, view: preflight.Image | None, ours: set[str], at: At) ->
     yield from _lacking(lacking, names, len(files))
     yield from (refused(error, path, severity="warning") for path, error in refusals[:_NAMED])
     yield from program.homes(root, [(path, Provider(path, facts)) for path, facts in files.items()])
-    yield from _uncovered(view, files, names)
+    yield from _uncovered(view, files, names, own)
     if late:
         yield Unseen("its files", f"{late} of {len(files)} were not looked at: it took more than {MAX_SECONDS:g} s")
     if isinstance(root, Folder) and root.blind:
@@ -95,9 +95,11 @@ def _lacking(lacking: Lacking, names: dict[str, list[str]], count: int) -> Itera
     yield Seen(f"{count} ELF files looked at")
 
 
-def _uncovered(view: preflight.Image, files: dict[str, Elf], names: dict[str, list[str]]) -> Iterator[Result]:
+def _uncovered(
+    view: preflight.Image, files: dict[str, Elf], names: dict[str, list[str]], own: Sequence[str]
+) -> Iterator[Result]:
     """Copies of the driver that some file's RUNPATH leads to: nothing is mounted over them."""
-    covered = {view.root.identity(copy.path) for copy in preflight.copies(view)}
+    covered = {view.root.identity(copy.path) for copy in preflight.copies(view, own)}
     leads: dict[str, str] = {}  # folder -> a file that looks there
     for path, facts in files.items():
         provider = Provider(path, facts)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from oci_hook import preflight, request
 from oci_hook.errors import ImageError, RequestError, shown
-from oci_hook.records import Request
+from oci_hook.records import Request, Start
 from vgpu.doctor.finding import CannotSee, Check, Result, Seen, found, refused, run
 from vgpu.doctor.image import deep, program, toolkit
 from vgpu.doctor.image.archive import At, Config
@@ -56,6 +56,12 @@ class Asked:
             raise self.driver
         return self.driver
 
+    def own_folders(self) -> tuple[str, ...]:
+        """Where the program looks that a container of this image starts, as the start itself sees it."""
+        words = self.programs or (*self.config.entrypoint, *self.config.cmd)[:1]
+        starts = [Start(self.config.env, self.config.cwd, word) for word in words]
+        return tuple(folder for start in starts for folder in preflight.own_folders(self.root, start))
+
     def ours(self) -> set[str]:
         """Names that the mounts bring."""
         libraries = () if isinstance(self.driver, CannotSee) else self.driver.mounted(capabilities(self.config))
@@ -75,7 +81,13 @@ def examine(asked: Asked) -> tuple[Check, ...]:
         run(cuda, "requirements", requirements(asked)),
     ]
     if asked.deep:
-        checks.append(run(every, "files", deep.examine(asked.root, _view_or_none(asked), asked.ours(), asked.at)))
+        checks.append(
+            run(
+                every,
+                "files",
+                deep.examine(asked.root, _view_or_none(asked), asked.ours(), asked.own_folders(), asked.at),
+            )
+        )
     return tuple(checks)
 
 
@@ -172,7 +184,7 @@ def _places(view: preflight.Image) -> str:
 def covered_copies(asked: Asked) -> Iterator[Result]:
     """The driver's libraries in the image: the mounts lie over all that a loader finds by itself."""
     view = _view_or_none(asked)
-    paths = [copy.path for copy in preflight.copies(view)] if view else []
+    paths = [copy.path for copy in preflight.copies(view, asked.own_folders())] if view else []
     if not paths:
         yield Seen("no copy of the driver's libraries where a loader looks")
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 
 from oci_hook.rootview import RootView
@@ -20,35 +19,6 @@ class Folder(RootView):
 
     def close(self) -> None:
         os.close(self.fd)
-
-    def head(self, path: str, size: int) -> bytes | None:
-        descriptor = self.open_file(path)
-        if descriptor is None:
-            return None
-        try:
-            return os.pread(descriptor, size, 0)
-        finally:
-            os.close(descriptor)
-
-    def is_program(self, path: str) -> bool:
-        found = self.find(path)
-        if found is None:
-            return False
-        try:
-            mode = os.fstat(found).st_mode
-            return stat.S_ISREG(mode) and mode & 0o111 != 0
-        finally:
-            os.close(found)
-
-    def real(self, path: str) -> str:
-        """The path without links of what it leads to; "" if that is nothing."""
-        found = self.find(path)
-        if found is None:
-            return ""
-        try:
-            return os.readlink(f"/proc/self/fd/{found}").removeprefix(self.prefix) or "/"
-        finally:
-            os.close(found)
 
     def files(self) -> Iterator[str]:
         """As Tree.files. Other mounts below the root are left out: /proc, say."""
@@ -73,7 +43,7 @@ class Folder(RootView):
 
     def _listed(self, folder: str) -> tuple[list[tuple[str, int]], list[str]]:
         """Regular files with their inode, and folders; both sorted."""
-        found = self.find(folder, os.O_NOFOLLOW | os.O_DIRECTORY)
+        found = self.find(folder, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY)
         if found is None:
             return [], []
         try:

@@ -17,6 +17,7 @@ from typing import IO, Protocol
 
 from oci_hook import elf, ldcache
 from oci_hook.errors import ImageError, shown
+from vgpu.doctor.image import zstd
 from vgpu.doctor.image.tree import FILE, FOLDER, LINK, OTHER, Layer, Node, Parts
 
 WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
@@ -28,6 +29,7 @@ _KEPT = {  # files whose text is wanted, by name, with the most bytes of them
     "ld.so.cache": ldcache.MAX_BYTES,
     "os-release": 1 << 16, "alpine-release": 256, "version.json": 1 << 16, "version.txt": 256,
 }  # fmt: skip
+_GZIP = b"\x1f\x8b"
 _HEAD = 256  # bytes kept of programs that are no ELF file: `#!` and an interpreter
 _BROKEN = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError, KeyError, IndexError, zlib.error)
 
@@ -114,7 +116,7 @@ class Member(tarfile.TarInfo):
 
 
 def is_packed(head: bytes) -> bool:
-    return head.startswith(b"\x1f\x8b")
+    return head.startswith((_GZIP, zstd.MARK))
 
 
 def is_tar(head: bytes) -> bool:
@@ -125,9 +127,11 @@ def is_tar(head: bytes) -> bool:
 def plain(stream: Stream) -> Peeked:
     """The archive, unpacked where it is packed. Raises ImageError for a packing that is not known."""
     peeked = Peeked(stream)
-    if is_packed(peeked.head):
+    if peeked.head.startswith(zstd.MARK):
+        return Peeked(zstd.Unpacked(peeked))
+    if peeked.head.startswith(_GZIP):
         return Peeked(gzip.GzipFile(fileobj=peeked, mode="rb"))  # type: ignore[call-overload]  # read() is enough
-    for mark, name in ((b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ", "xz"), (b"BZh", "bzip2")):
+    for mark, name in ((b"\xfd7zXZ", "xz"), (b"BZh", "bzip2")):
         if peeked.head.startswith(mark):
             raise ImageError(
                 "VGPU-IMG-006",
@@ -242,6 +246,6 @@ def _facts(head: bytes, content: IO[bytes], size: int) -> elf.Elf | str:
             return whole.read(amount)
 
         try:
-            return elf.parse(at)
+            return elf.parse(at, build_id=False)
         except elf.ElfError as error:
             return str(error)

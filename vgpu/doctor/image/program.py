@@ -6,10 +6,11 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 
-from oci_hook import preflight
+from oci_hook import preflight, programs
 from oci_hook.elf import Elf, ElfError
 from oci_hook.errors import shown
 from oci_hook.preflight import Needs, Problem, Provider
+from oci_hook.records import Start
 from vgpu.doctor.finding import Finding, Result, Seen, found
 from vgpu.doctor.image.archive import Config
 from vgpu.doctor.image.folder import Folder
@@ -17,9 +18,7 @@ from vgpu.doctor.image.tree import Tree
 
 Root = Folder | Tree
 PROGRAM = ("VGPU-DEP-006", "VGPU-DEP-007")  # codes for what a program of the image lacks: a library, a version
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # Docker's, where an image says nothing
 _SHELLS = ("sh", "bash", "dash", "ash")
-_MAX_SCRIPTS = 4  # of a script that is read by a script
 _HOMES = ("/home/", "/root/", "/Users/", "/var/home/")
 
 
@@ -38,28 +37,18 @@ def started(config: Config) -> Iterator[str]:
             yield line[0]
 
 
-def path_of(root: Root, word: str, config: Config) -> str:
-    """Where the program lies, "" if it is not there."""
-    if "/" in word:
-        places = [os.path.join("/", config.cwd, word)]
-    else:
-        value = next((one[5:] for one in reversed(config.env) if one.startswith("PATH=")), _PATH)
-        places = [os.path.join("/", config.cwd, folder, word) for folder in value.split(":")]
-    return next((place for place in places if root.is_program(place)), "")
-
-
 def examine(root: Root, image: preflight.Image | None, config: Config, word: str, ours: set[str]) -> Iterator[Result]:
     """One program. image: None where there is no glibc; then only whether it is there is said. ours: names that will
     be there in the container."""
     reader = ""
-    for _ in range(_MAX_SCRIPTS):
-        path = path_of(root, word, config)
+    for _ in range(programs.MAX_SCRIPTS):
+        path = programs.path_of(root, Start(config.env, config.cwd, word))
         if not path:
             yield _not_there(word, reader)
             return
         if reader:
             yield Seen(f"{reader} is a script, and {path} reads it")
-        word = _script_reader(root.head(path, 256) or b"")
+        word = programs.reader(root, path)
         if not word:
             break
         reader = path
@@ -86,16 +75,6 @@ def _not_there(word: str, reader: str) -> Finding:
 def _no_program(path: str, why: str) -> Finding:
     evidence = f'it is {why}; the kernel answers "exec format error", or it could not load the driver'
     return found("VGPU-IMG-008", path, evidence, remedy=f"put a 64-bit program for this processor at {path}")
-
-
-def _script_reader(head: bytes) -> str:
-    """The program that reads a script, "" for what is none; behind `env` the one that that looks for."""
-    if head[:2] != b"#!":
-        return ""
-    words = head[2:].split(b"\n")[0].decode("utf-8", "backslashreplace").split()
-    if words and os.path.basename(words[0]) == "env":
-        words = [word for word in words[1:] if not word.startswith("-") and "=" not in word] or words
-    return words[0] if words else ""
 
 
 def _loads(root: Root, image: preflight.Image | None, path: str, facts: Elf, ours: set[str]) -> Iterator[Result]:
