@@ -1,8 +1,9 @@
-/* vgw_cuda.h - the part of the CUDA driver's binary interface that wrapper and simulated driver touch, so that neither
- * needs cuda.h.
+/* vgw_cuda.h - the part of the CUDA driver's binary interface that wrapper and
+ * simulated driver touch, so that neither needs cuda.h.
  *
- * Names, values and layouts are the interface's own; tests/libcuda_wrap/test_cuda_abi.py compares them with cuda.h
- * where there is one. What is only handed through stays incomplete.
+ * Names, values and layouts are the interface's own;
+ * tests/libcuda_wrap/test_cuda_abi.py compares them with cuda.h where there is
+ * one. What is only handed through stays incomplete.
  */
 #ifndef VGW_CUDA_H
 #define VGW_CUDA_H
@@ -83,7 +84,8 @@ typedef struct CUipcMemHandle_st {
 
 typedef enum {
     CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT = 16,
-    CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR = 39
+    CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR = 39,
+    CU_DEVICE_ATTRIBUTE_MPS_ENABLED = 133
 } CUdevice_attribute;
 
 typedef enum { CU_LIMIT_STACK_SIZE = 0, CU_LIMIT_PRINTF_FIFO_SIZE = 1, CU_LIMIT_MALLOC_HEAP_SIZE = 2 } CUlimit;
@@ -302,7 +304,8 @@ typedef struct CUlaunchConfig_st {
 
 typedef enum { CU_STREAM_CAPTURE_MODE_RELAXED = 2 } CUstreamCaptureMode;
 
-typedef struct CUDA_LAUNCH_PARAMS_st { /* of one kernel of several, a GPU each */
+typedef struct CUDA_LAUNCH_PARAMS_st { /* of one kernel of several, a GPU each
+                                        */
     CUfunction function;
     unsigned int gridDimX;
     unsigned int gridDimY;

@@ -1,6 +1,8 @@
-/* limit.c - every function that makes the GPU work waits here until the container's share has room: docs/compute-share.md.
+/* limit.c - every function that makes the GPU work waits here until the
+ * container's share has room: docs/compute-share.md.
  *
- * Where no GPU of the slice has a share below 100 %, a launch costs one load and a comparison more. */
+ * Where no GPU of the slice has a share below 100 %, a launch costs one load
+ * and a comparison more. */
 #include <time.h>
 
 #include "vgw_bucket.h"
@@ -12,11 +14,19 @@
 
 #include "cuda_handlers.h"
 
-#define SLICE_NS 5000000u  /* longest sleep: then shares may have changed, and tokens come back */
-#define REAP_NS  50000000u /* how often a waiting launch looks for dead processes, whose tokens come back */
-#define POLL_NS  100000u   /* first sleep while too much is unmeasured; doubles */
+#define SLICE_NS                                                                                                       \
+    5000000u /* longest sleep: then shares may have changed, and tokens come     \
+              back */
+#define REAP_NS                                                                                                        \
+    50000000u /* how often a waiting launch looks for dead processes, whose      \
+               tokens come back */
+#define POLL_NS                                                                                                        \
+    100000u /* first sleep while too much is unmeasured; doubles   \
+                         */
 #define POLL_MAX 1000000u
-#define LOOK_NS  1000000u /* longest sleep of who may borrow: neighbours do not say when they stop */
+#define LOOK_NS                                                                                                        \
+    1000000u /* longest sleep of who may borrow: neighbours do not say when they \
+              stop */
 
 static void sleep_ns(uint64_t ns)
 {
@@ -24,7 +34,8 @@ static void sleep_ns(uint64_t ns)
     nanosleep(&length, NULL); /* a signal ends it early: the caller asks again */
 }
 
-/* Until the share has room, and not too much is under way. Returns the tokens taken. */
+/* Until the share has room, and not too much is under way. Returns the tokens
+ * taken. */
 static uint64_t wait_for_share(unsigned gpu, uint64_t key)
 {
     const uint64_t since = vgw_now_ns();
@@ -54,14 +65,16 @@ static uint64_t wait_for_share(unsigned gpu, uint64_t key)
     return tokens;
 }
 
-/* Equal functions with about the same size, in threads or bytes, cost about the same. */
+/* Equal functions with about the same size, in threads or bytes, cost about the
+ * same. */
 static uint64_t key_of(const void *what, uint64_t size)
 {
     const uint64_t bits = size == 0 ? 0 : 64u - (uint64_t)__builtin_clzll(size);
     return (uint64_t)(uintptr_t)what * 0x9e3779b97f4a7c15u + (bits << 1);
 }
 
-/* Waits for the share of the current context's GPU. limited: false if the driver's function is all there is to do. */
+/* Waits for the share of the current context's GPU. limited: false if the
+ * driver's function is all there is to do. */
 static void wait_for(struct vgw_launch *launch, const void *what, uint64_t size, CUstream stream)
 {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
@@ -79,9 +92,16 @@ static void wait_for(struct vgw_launch *launch, const void *what, uint64_t size,
 
 void vgw_limit_begin(struct vgw_launch *launch, const void *what, uint64_t size, CUstream stream)
 {
+    bool pushed = false;
+    launch->limited = false;
+    /* with several contexts a kernel may be launched in a stream of another than
+   * the current one */
+    if (vgw_several && vgw_stream_enter(stream, &pushed) != CUDA_SUCCESS)
+        return; /* the driver will say what is wrong with it */
     wait_for(launch, what, size, stream);
     if (launch->limited)
         vgw_measure_begin(launch);
+    vgw_stream_leave(pushed);
 }
 
 CUresult vgw_limit_end(const struct vgw_launch *launch, CUresult result)
@@ -195,8 +215,9 @@ static void each_kernel(step *step, struct vgw_launch *launches, const CUDA_LAUN
     }
 }
 
-/* A kernel on each of several GPUs, which may wait for one another: each GPU's share is waited for, and each kernel is
- * charged to its GPU. All waiting comes first: a launch that is being measured and not made yet could hold up another
+/* A kernel on each of several GPUs, which may wait for one another: each GPU's
+ * share is waited for, and each kernel is charged to its GPU. All waiting comes
+ * first: a launch that is being measured and not made yet could hold up another
  * one that holds up this one. */
 CUresult vgw_launch_multi_device(vgw_fn_launch_multi_device *real, CUDA_LAUNCH_PARAMS *launchParamsList,
                                  unsigned int numDevices, unsigned int flags)

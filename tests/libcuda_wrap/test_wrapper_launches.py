@@ -57,6 +57,19 @@ def test_without_a_share_they_are_let_through(box: Box) -> None:
     assert box.usage().gpus[0].launches == 0
 
 
+def test_a_launch_in_another_contexts_stream_is_the_streams_gpus(plain_box: Box) -> None:
+    """A library's kernel is of no context: the stream says where it runs, not what is current."""
+    plain_box.fresh(part(0, GIB), part(1, GIB, 40))
+    client = plain_box.client("kernels")
+    client.ok("init", "newctx 10 0", "newctx 11 1", "stream 21", "setctx 10", "library 40 0 0")
+    client.ok(f"kernel 30 40 sleep_us_{KERNEL_NS // 1000}", *["launch 30 21"] * 5, "stream_wait 21")
+    before, began = busy_ns(plain_box, 1), time.monotonic_ns()
+    client.ok(*["launch 30 21"] * 25, "stream_wait 21")
+    took = time.monotonic_ns() - began
+    assert busy_ns(plain_box, 1) - before == 25 * KERNEL_NS
+    assert 25 * KERNEL_NS / took <= 0.45
+
+
 @pytest.mark.parametrize("how", ["g_make", "g_make_params"])
 def test_a_graph_that_kernels_may_launch_needs_a_container_without_share(box: Box, how: str) -> None:
     box.fresh(part(0, GIB, 50))
