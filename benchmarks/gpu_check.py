@@ -69,6 +69,18 @@ def account(check: Check) -> dict[str, Any]:
     return {**seen, "quota_bytes": check.box.quota_bytes, "checks": held}
 
 
+def sharing(check: Check) -> dict[str, Any]:
+    """A pool that two processes use: the importer is charged too, in the pieces by which pools grow, until it ends."""
+    seen = check.hold([check.pythons[0], str(PROGRAMS), "shared_pool"])
+    held = {
+        "the import was let through": seen["imported"],
+        "the importer is charged for it": 0 <= seen["taken"] - programs.SHARED <= POOL_SLACK,
+        "given back": abs(seen["free_after"] - seen["free"]) < programs.STEPS[-1],
+        "the GPU holds no more than the quota": seen["nvml_bytes"] <= check.box.quota_bytes,
+    }
+    return {**seen, "checks": held}
+
+
 def package(name: str) -> Callable[[Check], dict[str, Any]]:
     def part(check: Check) -> dict[str, Any]:
         if check.simulated:
@@ -199,6 +211,7 @@ def _compare(rounds: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, f
 PARTS: dict[str, Callable[[Check], dict[str, Any]]] = {
     "families": families,
     "account": account,
+    "sharing": sharing,
     "nvcc": nvcc,
     "smi": smi,
     "calls": calls,

@@ -30,6 +30,7 @@ RESULTS = Path(__file__).parent / "results/preflight.json"
 BRANCH = 535  # of NVIDIA's driver
 BARS_MS = {"cold": 30.0, "warm": 2.0, "rehearsed": 2.0}
 PACKAGES = ("libstdc++6", "libgcc-s1", "zlib1g", "libgomp1", "libssl3", "libibverbs1", "libnl-3-200", "librdmacm1")
+PROGRAM = "dash"  # what the container starts, looked for in PATH; also its package
 ONCE = """
 import gc, os, sys, time
 gc.disable()  # as the hook's entry file does
@@ -40,7 +41,7 @@ root, state = sys.argv[3:5]
 with open(sys.argv[5], "rb") as file:
     libraries = tuple(values.from_json(records.Library, one) for one in fastjson.loads(file.read()))
 plan, machine = records.Plan((), libraries), os.uname().machine
-start = records.Start((), "/", "dash")
+start = records.Start((), "/", sys.argv[6])
 fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
 if state == "rehearsed":
     prepared, inside = hook.Prepared(plan, root, start), hook.Inside(root, start)
@@ -56,11 +57,15 @@ print((time.perf_counter() - began) * 1000, found.libdir)
 
 def roots(folder: Path) -> dict[str, Path]:
     """Debian images: the smallest, and one with more libraries and the cache of a loader."""
-    small = debian_roots.root(folder / "small", "bookworm")
-    large = debian_roots.root(folder / "large", "bookworm", *PACKAGES)
+    small = debian_roots.root(folder / "small", "bookworm", PROGRAM)
+    large = debian_roots.root(folder / "large", "bookworm", PROGRAM, *PACKAGES)
     subprocess.run(["/sbin/ldconfig", "-r", large], check=True, timeout=60)
     own = Path("/")  # a thousand libraries and a cache of all of them, if this machine is the one that builds vgpu
-    return {"Debian, libc6 alone": small, f"Debian, {len(PACKAGES)} libraries, ld.so.cache": large, "this machine": own}
+    return {
+        f"Debian, libc6 and {PROGRAM}": small,
+        f"Debian, {len(PACKAGES)} libraries, ld.so.cache": large,
+        "this machine": own,
+    }
 
 
 def drop(root: Path) -> None:
@@ -78,7 +83,7 @@ def once(root: Path, state: str, libraries: Path) -> float:
     if state == "cold":
         drop(root)
     command: list[str | Path] = ["/usr/bin/python3", "-I", "-S", "-E", "-c", ONCE]
-    command += [ROOT, ROOT / "build/python", root, state, libraries]
+    command += [ROOT, ROOT / "build/python", root, state, libraries, PROGRAM]
     said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
     return float(said.split()[0])
 

@@ -17,7 +17,7 @@ from libcuda_wrap.toolchain import PACKAGE, ROOT, Toolchain
 from oci_hook.errors import VgpuError
 
 BOX = "/usr/lib/vgpu"
-_SHARED = ("layout.c", "region.c", "slot.c", "ledger.c", "bucket.c", "neighbours.c", "real.c")
+_SHARED = ("layout.c", "region.c", "slot.c", "ledger.c", "bucket.c", "neighbours.c", "past.c", "real.c")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ CUDA = Wrapper(
         "array.c",
         "tiles.c",
         "vmm.c",
+        "multicast.c",
         "context.c",
         "green.c",
         "overhead.c",

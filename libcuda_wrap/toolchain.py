@@ -79,7 +79,7 @@ class Toolchain:
         names = [str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path) for path in sources]
         command = [*self.command(), *first, f"-ffile-prefix-map={ROOT}=.", *names, "-o", str(out), *last]
         try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
         except FileNotFoundError:
             raise HostError(
                 "VGPU-HOST-008", f"no {self.cc} on this machine", remedy="run packaging/bootstrap.sh"

@@ -129,7 +129,7 @@ class Prepared:
 
     def _rehearse(self, root: str) -> None:
         """Preflight before the runtime has made the user's mounts. What it refuses is not said here."""
-        view = RootView(os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        view = RootView(os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), noting=True)
         self._root = os.fstat(view.fd)
         self._found = _preflight(view, self.plan, self._start)
         self._looked = frozenset(view.looked)

@@ -127,9 +127,8 @@ def kernel_refused(what: str, error: OSError) -> HostError:
             "VGPU-HOST-005", f"the kernel has no way to {what} safely", remedy="use Linux 5.12 or newer on this host"
         )
     name = errno.errorcode.get(error.errno or 0, str(error.errno))
-    return HostError(
-        "VGPU-HOST-005", f"the kernel did not {what} ({name})", remedy="look at the kernel's log: dmesg | tail"
-    )
+    remedy = "see what forbids it: dmesg | tail, or a seccomp filter, where the engine is in a container itself"
+    return HostError("VGPU-HOST-005", f"the kernel did not {what} ({name})", remedy=remedy)
 
 
 def reopen(source: Source) -> Source:

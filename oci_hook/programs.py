@@ -18,13 +18,15 @@ _HEAD = 256  # bytes, as the kernel reads of a script's first line
 
 def path_of(root: Root, start: Start) -> str:
     """Where the program lies, "" if it is not there."""
+    return next((place for place in _places(start) if root.is_program(place)), "")
+
+
+def _places(start: Start) -> list[str]:
     word = start.program
-    if "/" in word:
-        places = [os.path.join("/", start.cwd, word)]
-    else:
-        value = next((one[5:] for one in reversed(start.env) if one.startswith("PATH=")), _PATH)
-        places = [os.path.join("/", start.cwd, folder, word) for folder in value.split(":")]
-    return next((place for place in places if root.is_program(place)), "")
+    if "/" in word or not word:
+        return [os.path.join("/", start.cwd, word)] if word else []
+    value = next((one[5:] for one in reversed(start.env) if one.startswith("PATH=")), _PATH)
+    return [os.path.join("/", start.cwd, folder, word) for folder in value.split(":")]
 
 
 def reader(root: Root, path: str) -> str:
@@ -41,12 +43,14 @@ def reader(root: Root, path: str) -> str:
 def loaded(root: Root, start: Start) -> tuple[str, Elf] | None:
     """The path and the facts of the ELF file that is loaded in the end, None if there is none."""
     for _ in range(MAX_SCRIPTS):
-        path = path_of(root, start) if start.program else ""
-        if not path:
+        for path in _places(start):
+            try:
+                found = root.elf(path)
+            except ElfError:
+                start = Start(start.env, start.cwd, reader(root, path))
+                break
+            if found is not None:
+                return path, found
+        else:
             return None
-        try:
-            found = root.elf(path)
-            return None if found is None else (path, found)
-        except ElfError:
-            start = Start(start.env, start.cwd, reader(root, path))
     return None

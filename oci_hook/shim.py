@@ -154,7 +154,9 @@ def _give(
         )
     if not os.access(call.runtime, os.X_OK):
         gone = f"{call.runtime} cannot be started: it is missing or must not be executed"
-        raise HostError("VGPU-HOST-004", gone, remedy="install it, or name another in launcher.conf")
+        raise HostError(
+            "VGPU-HOST-004", gone, remedy="install it, or name another in config.yaml, then run vgpu config apply"
+        )
     start = bundle.start
     have = inventory_now(settings)
     placed, mounts = grant(settings, call.id, docker, asked, have, creator)

@@ -14,7 +14,18 @@ import typer
 
 from oci_hook.errors import VgpuError
 from runtime_config.policy_file import DEFAULT_PATH as DEFAULT_CONFIG
-from vgpu import __version__, cli_cdi, cli_doctor, cli_drop_in, cli_engines, cli_grant, cli_install, cli_placement
+from vgpu import (
+    __version__,
+    cli_cdi,
+    cli_doctor,
+    cli_drop_in,
+    cli_engines,
+    cli_grant,
+    cli_help,
+    cli_install,
+    cli_k3s,
+    cli_placement,
+)
 from vgpu.monitor import commands as monitor
 from vgpu.options import DOCKER_SOCKET, Config, DockerHost, DryRun, Json, Prefix
 
@@ -34,6 +45,7 @@ app.add_typer(config_app, name="config")
 cli_cdi.add_to(app)
 cli_drop_in.add_to(configure_app)
 cli_engines.add_to(configure_app)
+cli_k3s.add_to(configure_app)
 cli_placement.add_to(app)
 cli_grant.add_to(app)
 cli_doctor.add_to(app)
@@ -228,7 +240,7 @@ def main(*first: str) -> None:
     # a table may hold any name, a terminal may be ASCII only
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        app([*first, *sys.argv[1:]], prog_name="vgpu")
+        cli_help.command(app)([*first, *sys.argv[1:]], prog_name="vgpu")
     except VgpuError as error:
         print(error.line(), file=sys.stderr)
         sys.exit(error.exit_code)

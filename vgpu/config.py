@@ -116,5 +116,5 @@ def load_for_failures(config: str) -> tuple[Policy, str]:
     try:
         return load(config), launchers
     except HostError as error:
-        output.message(f"vgpu: there is no policy in force ({error}): only {launchers} was looked at")
+        output.message(f"vgpu: {error}: only {launchers} was looked at")
         return Policy(runtime="", prefix="", state_dir=launchers), launchers

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from oci_hook.errors import HostError, VgpuError
-from runtime_config.engines import containerd, crio, docker, hooks_d, podman
-from vgpu import configure, configure_containerd, configure_drop_in, output
+from runtime_config.engines import containerd, crio, docker, hooks_d, k3s, podman
+from vgpu import configure, configure_containerd, configure_drop_in, configure_k3s, output
 from vgpu.configure import Edit, Tell
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # sudo and cron may lack /usr/sbin
@@ -35,7 +35,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """An engine that can be configured. It is on this host if its `program` is, or its configuration file."""
+    """An engine that can be configured. It is on this host if its `program` is ("": none), or its `file`."""
 
     program: str
     file: str
@@ -43,7 +43,8 @@ class Known:
 
     def found(self) -> tuple[str, str]:
         """The program's path, "" if it is not there, and how the engine shows itself, "" if not at all."""
-        program = shutil.which(self.program, path=f"{os.environ.get('PATH', '')}:{_PATH}") or ""
+        path = f"{os.environ.get('PATH', '')}:{_PATH}"
+        program = (self.program and shutil.which(self.program, path=path)) or ""
         return program, program or (self.file if os.path.lexists(self.file) else "")
 
 
@@ -69,11 +70,28 @@ def _crio(wish: Wish, program: str, tell: Tell) -> dict[str, Any]:
     return configure_drop_in.do("crio", request, tell, verify=False)
 
 
+def _rancher(engine: str) -> Callable[[Wish, str, Tell], dict[str, Any]]:
+    def do(wish: Wish, program: str, tell: Tell) -> dict[str, Any]:
+        request = configure_k3s.Request(
+            engine,
+            k3s.FILES[engine],
+            wish.prefix,
+            undo=wish.undo,
+            set_default=wish.set_default,
+            dry_run=wish.dry_run,
+            verify=wish.verify,
+        )
+        return configure_k3s.do(request, tell)
+
+    return do
+
+
 ENGINES = {
     "docker": Known("dockerd", docker.DEFAULT_PATH, _docker),
     "containerd": Known("containerd", containerd.DEFAULT_PATH, _containerd),
     "podman": Known("podman", podman.DEFAULT_PATH, _podman),
     "crio": Known("crio", crio.DEFAULT_PATH, _crio),
+    **{name: Known("", path, _rancher(name)) for name, path in k3s.FILES.items()},
 }
 
 
@@ -102,7 +120,8 @@ def run(wish: Wish, *, as_json: bool) -> int:
 def _each(wish: Wish, tell: Tell) -> Iterator[dict[str, Any]]:
     for name, known in ENGINES.items():
         program, how = known.found()
-        tell(f"{name}: {f'found, {how}' if how else f'not on this host (no {known.program}, no {known.file})'}")
+        missing = f"no {known.program}, no {known.file}" if known.program else f"no {known.file}"
+        tell(f"{name}: {f'found, {how}' if how else f'not on this host ({missing})'}")
         result: dict[str, Any] = {"engine": name, "found": how or None}
         if not how:
             yield result

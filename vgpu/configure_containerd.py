@@ -14,7 +14,7 @@ from typing import Any
 
 from oci_hook.errors import HostError, shown
 from runtime_config import files
-from runtime_config.engines import RUNTIME, containerd
+from runtime_config.engines import RUNTIME, containerd, k3s
 from vgpu import configure
 from vgpu.configure import Change, Edit, Tell
 
@@ -33,6 +33,8 @@ def do(
     edit: Edit, prefix: str, program: str, tell: Tell, *, verify: bool = False, drop_in: bool = False
 ) -> dict[str, Any]:
     """containerd, as `edit` wants it; see configure.do. drop_in: in a file of our own, which `edit.path` imports."""
+    if not edit.undo:
+        _require_kept(edit.path, program)
     change = _plan_drop_in(edit, prefix, program) if drop_in else configure.plan(edit, prefix)
     result = configure.begin(change, edit)
     if not drop_in and change.needed and not edit.undo:
@@ -52,6 +54,25 @@ def do(
     if change.needed:
         result["advice"] = [_RESTART]
     return {**result, "launcher": change.launcher, "verified": verify}
+
+
+def _require_kept(path: str, program: str) -> None:
+    """Raises VGPU-CFG-011 for a file that a distribution of Kubernetes writes anew at each start, or that nobody reads
+    as the host's containerd is such a distribution's own."""
+    folder, name = os.path.split(os.path.realpath(path))
+    for engine, made in k3s.FILES.items():
+        remedy = f"vgpu configure {engine}"
+        if folder.endswith(os.path.dirname(made).removeprefix("/var/lib")):
+            written = f"{path} is made by {engine} when it starts, from a template"
+            raise HostError("VGPU-CFG-011", written, remedy=f"{remedy} --config {folder}/config.toml")
+        alone = path == containerd.DEFAULT_PATH and not os.path.lexists(path) and os.path.lexists(made)
+        if alone and shutil.which(program) is None:
+            what = f"{path} would be read by nobody: the containerd of this host is {engine}'s own"
+            raise HostError("VGPU-CFG-011", what, remedy=remedy)
+    if "/microk8s/" in folder and name == "containerd.toml":
+        template = f"{folder}/containerd-template.toml"
+        what = f"{path} is made by MicroK8s when it starts, from {template}"
+        raise HostError("VGPU-CFG-011", what, remedy=f"vgpu configure containerd --config {template}")
 
 
 def _plan_drop_in(edit: Edit, prefix: str, program: str) -> Change:

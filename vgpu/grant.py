@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from oci_hook import audit, ledger, placement, request, rootless, standing
+from oci_hook import audit, ledger, neighbours, placement, request, rootless, standing
 from oci_hook.errors import HostError, PlacementError, RequestError, shown
 from oci_hook.policy import mib
-from oci_hook.records import GRANT, Policy, Reservation
+from oci_hook.records import GRANT, Policy, Reservation, Slice
 from oci_hook.shim import inventory_now
 from oci_hook.values import replace
 from vgpu import output, users
@@ -51,6 +53,7 @@ def give(config: str, user: str, settings: dict[str, str], *, force: bool, as_js
         _require_enough(policy, uid, parts, force=force)
         standing.save(policy, replace(others, reservations=(*others.reservations, *parts)))
         make_folder(policy, uid)
+        keep_time(policy, uid, parts)
         audit.append(policy.log_dir, "grant", f"{GRANT}{uid}", seq=book.tick(), parts=parts, before=before)
     _say(policy, uid, f"granted to {users.name_of(uid)}, whose rootless engines can give it out now", as_json=as_json)
 
@@ -68,6 +71,7 @@ def revoke(config: str, user: str, *, force: bool, as_json: bool) -> None:
         _require_enough(policy, uid, (), force=force)
         kept = tuple(item for item in host.reservations if item not in before)
         standing.save(policy, replace(host, reservations=kept))
+        keep_time(policy, uid, ())
         if not any(users.running(_user(policy, uid, ()))):  # else their ends are written down there
             shutil.rmtree(rootless.folder(policy.state_dir, uid), ignore_errors=True)
         audit.append(policy.log_dir, "revoke", f"{GRANT}{uid}", seq=book.tick(), before=before)
@@ -95,9 +99,14 @@ def _row(grant: dict[str, Any], gpu: dict[str, Any]) -> tuple[str, ...]:
 
 
 def restore(policy: Policy) -> None:
-    """The users' folders, which a boot has taken; the grants themselves outlive it. The ledger's lock is held."""
-    for uid in rootless.granted(standing.load(policy)):
-        make_folder(policy, uid)
+    """What a boot has taken of the grants, which outlive it themselves. Raises HostError."""
+    granted = rootless.granted(standing.load(policy))
+    if not granted:
+        return
+    with ledger.Ledger(policy.state_dir):
+        for uid, parts in granted.items():
+            make_folder(policy, uid)
+            keep_time(policy, uid, parts)
 
 
 def make_folder(policy: Policy, uid: int) -> None:
@@ -111,6 +120,29 @@ def make_folder(policy: Policy, uid: int) -> None:
         os.chown(path, uid, _group(uid), follow_symlinks=False)
     except OSError as error:
         raise ledger.state_error(path, error) from error
+
+
+def keep_time(policy: Policy, uid: int, parts: Sequence[Reservation]) -> None:
+    """Lets root's containers that borrow idle time know whose it is: each GPU of the grant has a neighbour that never
+    lends, a share file that is empty (vgw_share.h). Of an earlier grant nothing stays. The ledger's lock is held.
+
+    Raises HostError VGPU-HOST-003.
+    """
+    folder = f"{policy.state_dir}/grants/{uid}"
+    slices = [Slice(0, part.uuid, part.memory_bytes, part.cores_percent) for part in parts if part.cores_percent]
+    try:
+        shutil.rmtree(folder, ignore_errors=True)  # its links count as left behind by this
+        if not slices:
+            return
+        os.makedirs(folder, 0o700)
+        Path(folder, "share").touch(0o644)
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            neighbours.enter(policy.state_dir, opened, slices, b"")
+        finally:
+            os.close(opened)
+    except OSError as error:
+        raise ledger.state_error(folder, error) from error
 
 
 def _group(uid: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -176,6 +177,40 @@ def family(name: str) -> None:
     print(json.dumps({"free_after": driver.info()[0]}), flush=True)
 
 
+DESCRIPTOR, SHARED, HANDLE_TYPES_OF_POOLS = 1, 64 * MIB, 119  # CU_MEM_HANDLE_TYPE_…, bytes, CU_DEVICE_ATTRIBUTE_…
+
+
+def shared_pool() -> None:
+    """A pool that another process imports: what that is charged for it, by its own figures."""
+    driver = Driver()
+    types, fd, pool, at, name = c_int(), c_int(), c_void_p(), c_ulonglong(), ctypes.create_string_buffer(64)
+    driver.call("cuDeviceGetAttribute", byref(types), c_int(HANDLE_TYPES_OF_POOLS), c_int(0))
+    if not types.value & DESCRIPTOR:
+        not_run("this GPU's pools are not shared by descriptor")
+    props = PoolProps(type=PINNED, handles=DESCRIPTOR, location=Location(ON_DEVICE, 0))
+    driver.call("cuMemPoolCreate", byref(pool), byref(props))
+    driver.call("cuMemAllocFromPoolAsync", byref(at), c_size_t(SHARED), pool, c_void_p())
+    driver.call("cuMemPoolExportToShareableHandle", byref(fd), pool, c_int(DESCRIPTOR), c_ulonglong(0))
+    driver.call("cuMemPoolExportPointer", name, at)
+    command = [sys.executable, __file__, "imported_pool", str(fd.value), name.raw.hex()]
+    free, total = driver.info()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, pass_fds=[fd.value]) as importer:
+        assert importer.stdout
+        held({"total": total, "free": free, **json.loads(importer.stdout.readline())})
+        importer.communicate("\n")
+    print(json.dumps({"free_after": driver.info()[0]}), flush=True)
+
+
+def imported_pool() -> None:
+    driver, pool, at = Driver(), c_void_p(), c_ulonglong()
+    fd, name = c_void_p(int(sys.argv[2])), ctypes.create_string_buffer(bytes.fromhex(sys.argv[3]))
+    before, flags = driver.info()[0], c_ulonglong(0)
+    done = driver.wanted("cuMemPoolImportFromShareableHandle", byref(pool), fd, c_int(DESCRIPTOR), flags)
+    done = done and driver.wanted("cuMemPoolImportPointer", byref(at), pool, name)
+    held({"imported": done, "errors": sorted(driver.refused), "taken": before - driver.info()[0]})
+
+
 # --- packages ---------------------------------------------------------------------------------------------------------
 
 
@@ -297,7 +332,14 @@ def torch_speed() -> None:
     print(json.dumps({"launch_bound_us": launch, "compute_bound_us": matmul, "allocation_us": allocation}), flush=True)
 
 
-CLIENTS = {"torch": torch_client, "cupy": cupy_client, "jax": jax_client, "torch_speed": torch_speed}
+CLIENTS = {
+    "torch": torch_client,
+    "cupy": cupy_client,
+    "jax": jax_client,
+    "torch_speed": torch_speed,
+    "shared_pool": shared_pool,
+    "imported_pool": imported_pool,
+}
 
 if __name__ == "__main__":
     if sys.argv[1] in FAMILIES:

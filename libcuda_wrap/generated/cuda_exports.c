@@ -436,6 +436,23 @@ VGW_EXPORT CUresult cuLibraryUnload(CUlibrary library)
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_library_unload(real, library);
 }
 
+VGW_EXPORT CUresult cuLogicalEndpointCreate(CUlogicalEndpointId leId, const CUlogicalEndpointProp *prop);
+VGW_EXPORT CUresult cuLogicalEndpointCreate(CUlogicalEndpointId leId, const CUlogicalEndpointProp *prop)
+{
+    (void)leId;
+    (void)prop;
+    return vgw_refuse();
+}
+
+VGW_EXPORT CUresult cuLogicalEndpointImport(CUlogicalEndpointId leId, const void *handle, CUlogicalEndpointIpcHandleType handleType);
+VGW_EXPORT CUresult cuLogicalEndpointImport(CUlogicalEndpointId leId, const void *handle, CUlogicalEndpointIpcHandleType handleType)
+{
+    (void)leId;
+    (void)handle;
+    (void)handleType;
+    return vgw_refuse();
+}
+
 VGW_EXPORT CUresult cuMemAlloc(CUdeviceptr_v1 *dptr, unsigned int bytesize);
 VGW_EXPORT CUresult cuMemAlloc(CUdeviceptr_v1 *dptr, unsigned int bytesize)
 {
@@ -884,15 +901,22 @@ VGW_EXPORT CUresult cuModuleUnload(CUmodule hmod)
 VGW_EXPORT CUresult cuMulticastAddDevice(CUmemGenericAllocationHandle mcHandle, CUdevice dev);
 VGW_EXPORT CUresult cuMulticastAddDevice(CUmemGenericAllocationHandle mcHandle, CUdevice dev)
 {
-    (void)mcHandle;
-    (void)dev;
-    return vgw_refuse();
+    vgw_fn_multicast_add_device *real = (vgw_fn_multicast_add_device *)vgw_real(VGW_AT_cuMulticastAddDevice);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_multicast_add_device(real, mcHandle, dev);
 }
 
 VGW_EXPORT CUresult cuMulticastBindAddr(CUmemGenericAllocationHandle mcHandle, size_t mcOffset, CUdeviceptr memptr, size_t size, unsigned long long flags);
 VGW_EXPORT CUresult cuMulticastBindAddr(CUmemGenericAllocationHandle mcHandle, size_t mcOffset, CUdeviceptr memptr, size_t size, unsigned long long flags)
 {
+    vgw_fn_multicast_bind_addr *real = (vgw_fn_multicast_bind_addr *)vgw_real(VGW_AT_cuMulticastBindAddr);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_multicast_bind_addr(real, mcHandle, mcOffset, memptr, size, flags);
+}
+
+VGW_EXPORT CUresult cuMulticastBindAddr_v2(CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, CUdeviceptr memptr, size_t size, unsigned long long flags);
+VGW_EXPORT CUresult cuMulticastBindAddr_v2(CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, CUdeviceptr memptr, size_t size, unsigned long long flags)
+{
     (void)mcHandle;
+    (void)dev;
     (void)mcOffset;
     (void)memptr;
     (void)size;
@@ -903,7 +927,15 @@ VGW_EXPORT CUresult cuMulticastBindAddr(CUmemGenericAllocationHandle mcHandle, s
 VGW_EXPORT CUresult cuMulticastBindMem(CUmemGenericAllocationHandle mcHandle, size_t mcOffset, CUmemGenericAllocationHandle memHandle, size_t memOffset, size_t size, unsigned long long flags);
 VGW_EXPORT CUresult cuMulticastBindMem(CUmemGenericAllocationHandle mcHandle, size_t mcOffset, CUmemGenericAllocationHandle memHandle, size_t memOffset, size_t size, unsigned long long flags)
 {
+    vgw_fn_multicast_bind_mem *real = (vgw_fn_multicast_bind_mem *)vgw_real(VGW_AT_cuMulticastBindMem);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_multicast_bind_mem(real, mcHandle, mcOffset, memHandle, memOffset, size, flags);
+}
+
+VGW_EXPORT CUresult cuMulticastBindMem_v2(CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, CUmemGenericAllocationHandle memHandle, size_t memOffset, size_t size, unsigned long long flags);
+VGW_EXPORT CUresult cuMulticastBindMem_v2(CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, CUmemGenericAllocationHandle memHandle, size_t memOffset, size_t size, unsigned long long flags)
+{
     (void)mcHandle;
+    (void)dev;
     (void)mcOffset;
     (void)memHandle;
     (void)memOffset;
@@ -915,9 +947,15 @@ VGW_EXPORT CUresult cuMulticastBindMem(CUmemGenericAllocationHandle mcHandle, si
 VGW_EXPORT CUresult cuMulticastCreate(CUmemGenericAllocationHandle *mcHandle, const CUmulticastObjectProp *prop);
 VGW_EXPORT CUresult cuMulticastCreate(CUmemGenericAllocationHandle *mcHandle, const CUmulticastObjectProp *prop)
 {
-    (void)mcHandle;
-    (void)prop;
-    return vgw_refuse();
+    vgw_fn_multicast_create *real = (vgw_fn_multicast_create *)vgw_real(VGW_AT_cuMulticastCreate);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_multicast_create(real, mcHandle, prop);
+}
+
+VGW_EXPORT CUresult cuMulticastUnbind(CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, size_t size);
+VGW_EXPORT CUresult cuMulticastUnbind(CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, size_t size)
+{
+    vgw_fn_multicast_unbind *real = (vgw_fn_multicast_unbind *)vgw_real(VGW_AT_cuMulticastUnbind);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_multicast_unbind(real, mcHandle, dev, mcOffset, size);
 }
 
 VGW_EXPORT CUresult cuStreamSynchronize(CUstream hStream);
@@ -997,6 +1035,8 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuLibraryLoadData", (void *)cuLibraryLoadData},
     {"cuLibraryLoadFromFile", (void *)cuLibraryLoadFromFile},
     {"cuLibraryUnload", (void *)cuLibraryUnload},
+    {"cuLogicalEndpointCreate", (void *)cuLogicalEndpointCreate},
+    {"cuLogicalEndpointImport", (void *)cuLogicalEndpointImport},
     {"cuMemAlloc", (void *)cuMemAlloc},
     {"cuMemAllocAsync", (void *)cuMemAllocAsync},
     {"cuMemAllocAsync_ptsz", (void *)cuMemAllocAsync_ptsz},
@@ -1062,8 +1102,11 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuModuleUnload", (void *)cuModuleUnload},
     {"cuMulticastAddDevice", (void *)cuMulticastAddDevice},
     {"cuMulticastBindAddr", (void *)cuMulticastBindAddr},
+    {"cuMulticastBindAddr_v2", (void *)cuMulticastBindAddr_v2},
     {"cuMulticastBindMem", (void *)cuMulticastBindMem},
+    {"cuMulticastBindMem_v2", (void *)cuMulticastBindMem_v2},
     {"cuMulticastCreate", (void *)cuMulticastCreate},
+    {"cuMulticastUnbind", (void *)cuMulticastUnbind},
     {"cuStreamSynchronize", (void *)cuStreamSynchronize},
     {"cuStreamSynchronize_ptsz", (void *)cuStreamSynchronize_ptsz},
 };

@@ -67,6 +67,8 @@ enum vgw_cuda_index {
     VGW_AT_cuLibraryLoadData,
     VGW_AT_cuLibraryLoadFromFile,
     VGW_AT_cuLibraryUnload,
+    VGW_AT_cuLogicalEndpointCreate,
+    VGW_AT_cuLogicalEndpointImport,
     VGW_AT_cuMemAlloc,
     VGW_AT_cuMemAllocAsync,
     VGW_AT_cuMemAllocAsync_ptsz,
@@ -132,8 +134,11 @@ enum vgw_cuda_index {
     VGW_AT_cuModuleUnload,
     VGW_AT_cuMulticastAddDevice,
     VGW_AT_cuMulticastBindAddr,
+    VGW_AT_cuMulticastBindAddr_v2,
     VGW_AT_cuMulticastBindMem,
+    VGW_AT_cuMulticastBindMem_v2,
     VGW_AT_cuMulticastCreate,
+    VGW_AT_cuMulticastUnbind,
     VGW_AT_cuStreamSynchronize,
     VGW_AT_cuStreamSynchronize_ptsz,
     VGW_CUDA_COUNT
@@ -331,6 +336,16 @@ typedef CUresult vgw_fn_module_load_data_ex(CUmodule *, const void *, unsigned i
 CUresult vgw_module_load_data_ex(vgw_fn_module_load_data_ex *real, CUmodule *module, const void *image, unsigned int numOptions, CUjit_option *options, void **optionValues);
 typedef CUresult vgw_fn_module_unload(CUmodule);
 CUresult vgw_module_unload(vgw_fn_module_unload *real, CUmodule hmod);
+typedef CUresult vgw_fn_multicast_add_device(CUmemGenericAllocationHandle, CUdevice);
+CUresult vgw_multicast_add_device(vgw_fn_multicast_add_device *real, CUmemGenericAllocationHandle mcHandle, CUdevice dev);
+typedef CUresult vgw_fn_multicast_bind_addr(CUmemGenericAllocationHandle, size_t, CUdeviceptr, size_t, unsigned long long);
+CUresult vgw_multicast_bind_addr(vgw_fn_multicast_bind_addr *real, CUmemGenericAllocationHandle mcHandle, size_t mcOffset, CUdeviceptr memptr, size_t size, unsigned long long flags);
+typedef CUresult vgw_fn_multicast_bind_mem(CUmemGenericAllocationHandle, size_t, CUmemGenericAllocationHandle, size_t, size_t, unsigned long long);
+CUresult vgw_multicast_bind_mem(vgw_fn_multicast_bind_mem *real, CUmemGenericAllocationHandle mcHandle, size_t mcOffset, CUmemGenericAllocationHandle memHandle, size_t memOffset, size_t size, unsigned long long flags);
+typedef CUresult vgw_fn_multicast_create(CUmemGenericAllocationHandle *, const CUmulticastObjectProp *);
+CUresult vgw_multicast_create(vgw_fn_multicast_create *real, CUmemGenericAllocationHandle *mcHandle, const CUmulticastObjectProp *prop);
+typedef CUresult vgw_fn_multicast_unbind(CUmemGenericAllocationHandle, CUdevice, size_t, size_t);
+CUresult vgw_multicast_unbind(vgw_fn_multicast_unbind *real, CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, size_t size);
 typedef CUresult vgw_fn_stream_synchronize(CUstream);
 CUresult vgw_stream_synchronize(vgw_fn_stream_synchronize *real, CUstream hStream);
 

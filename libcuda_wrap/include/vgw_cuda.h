@@ -1,9 +1,8 @@
-/* vgw_cuda.h - the part of the CUDA driver's binary interface that wrapper and
- * simulated driver touch, so that neither needs cuda.h.
+/* vgw_cuda.h - the part of the CUDA driver's binary interface that wrapper and simulated driver touch, so that neither
+ * needs cuda.h.
  *
- * Names, values and layouts are the interface's own;
- * tests/libcuda_wrap/test_cuda_abi.py compares them with cuda.h where there is
- * one. What is only handed through stays incomplete.
+ * Names, values and layouts are the interface's own; tests/libcuda_wrap/test_cuda_abi.py compares them with cuda.h
+ * where there is one. What is only handed through stays incomplete.
  */
 #ifndef VGW_CUDA_H
 #define VGW_CUDA_H
@@ -139,6 +138,13 @@ typedef struct CUmemAllocationProp_st {
         unsigned char reserved[4];
     } allocFlags;
 } CUmemAllocationProp;
+
+typedef struct CUmulticastObjectProp_st {
+    unsigned int numDevices;
+    size_t size; /* bytes that can be bound on each of them */
+    unsigned long long handleTypes;
+    unsigned long long flags;
+} CUmulticastObjectProp;
 
 typedef enum CUmemPool_attribute_enum {
     CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT = 5,
@@ -304,8 +310,7 @@ typedef struct CUlaunchConfig_st {
 
 typedef enum { CU_STREAM_CAPTURE_MODE_RELAXED = 2 } CUstreamCaptureMode;
 
-typedef struct CUDA_LAUNCH_PARAMS_st { /* of one kernel of several, a GPU each
-                                        */
+typedef struct CUDA_LAUNCH_PARAMS_st { /* of one kernel of several, a GPU each */
     CUfunction function;
     unsigned int gridDimX;
     unsigned int gridDimY;
@@ -325,6 +330,8 @@ typedef struct CUdevResource_st CUdevResource;
 
 typedef struct CUctxCreateParams_st CUctxCreateParams;
 typedef struct CUexecAffinityParam_st CUexecAffinityParam;
-typedef struct CUmulticastObjectProp_st CUmulticastObjectProp;
+typedef unsigned int CUlogicalEndpointId;
+typedef struct CUlogicalEndpointProp_struct CUlogicalEndpointProp;
+typedef enum { CU_LOGICAL_ENDPOINT_IPC_HANDLE_TYPE_NONE = 0 } CUlogicalEndpointIpcHandleType;
 
 #endif

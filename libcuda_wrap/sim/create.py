@@ -27,7 +27,7 @@ MAGIC, VERSION, BYTES, SLOTS = 0x53474756, 2, 3740160, 1024
 HEADER = struct.Struct(
     "<8IQ24s256s"
 )  # magic, version, bytes, gpus, slots, slot_high, cuda, fault_count; context_bytes; driver; fault
-FAULT_COUNT_AT, CONTEXT_BYTES_AT, FAULT_AT, FAULT_BYTES = 28, 32, 64, 256
+CUDA_AT, FAULT_COUNT_AT, CONTEXT_BYTES_AT, FAULT_AT, FAULT_BYTES = 24, 28, 32, 64, 256
 GPUS_AT, GPU = (
     512,
     struct.Struct("<48s64s32s4Q4IQ56x"),

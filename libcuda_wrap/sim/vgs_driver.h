@@ -165,7 +165,9 @@ void vgs_free_memory(CUdeviceptr base, struct vgs_block *block);
 void vgs_free_all_of(CUcontext ctx);
 /* May `size` bytes at `address` be read or written as device memory? Marks them as touched. */
 bool vgs_accessible(CUdeviceptr address, size_t size);
-bool vgs_mapped(CUdeviceptr address, size_t size); /* within a reserved range: vgs_vmm.c */
+/* Within a reserved range (vgs_vmm.c): is all of it mapped? What is mapped at the address. */
+bool vgs_mapped(CUdeviceptr address, size_t size);
+bool vgs_mapped_range(CUdeviceptr address, CUdeviceptr *begin, size_t *size);
 /* A memfd of `size` bytes that names its GPU, and the GPU and size of such a one that came from somewhere; < 0, false: no. */
 int vgs_shared_file(uint32_t gpu, uint64_t size);
 bool vgs_is_shared_file(int fd, uint32_t *gpu, uint64_t *size);

@@ -117,11 +117,13 @@ VGS_API cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdeviceptr d
     VGS_ENTER_CONTEXT();
     CUdeviceptr base;
     struct vgs_block *block = vgs_arena_find(dptr, &base);
-    VGS_CHECK(block && block->kind != VGS_RESERVED, CUDA_ERROR_NOT_FOUND);
+    VGS_CHECK(block, CUDA_ERROR_NOT_FOUND);
+    size_t size = block->size;
+    VGS_CHECK(block->kind != VGS_RESERVED || vgs_mapped_range(dptr, &base, &size), CUDA_ERROR_NOT_FOUND);
     if (pbase)
         *pbase = base;
     if (psize)
-        *psize = block->size;
+        *psize = size;
     return CUDA_SUCCESS;
 }
 

@@ -1,8 +1,6 @@
-/* limit.c - every function that makes the GPU work waits here until the
- * container's share has room: docs/compute-share.md.
+/* limit.c - every function that makes the GPU work waits here until the container's share has room: docs/compute-share.md.
  *
- * Where no GPU of the slice has a share below 100 %, a launch costs one load
- * and a comparison more. */
+ * Where no GPU of the slice has a share below 100 %, a launch costs one load and a comparison more. */
 #include <time.h>
 
 #include "vgw_bucket.h"
@@ -14,19 +12,11 @@
 
 #include "cuda_handlers.h"
 
-#define SLICE_NS                                                                                                       \
-    5000000u /* longest sleep: then shares may have changed, and tokens come     \
-              back */
-#define REAP_NS                                                                                                        \
-    50000000u /* how often a waiting launch looks for dead processes, whose      \
-               tokens come back */
-#define POLL_NS                                                                                                        \
-    100000u /* first sleep while too much is unmeasured; doubles   \
-                         */
+#define SLICE_NS 5000000u  /* longest sleep: then shares may have changed, and tokens come back */
+#define REAP_NS  20000000u /* how often a waiting launch looks for dead processes, whose tokens come back */
+#define POLL_NS  100000u   /* first sleep while too much is unmeasured; doubles */
 #define POLL_MAX 1000000u
-#define LOOK_NS                                                                                                        \
-    1000000u /* longest sleep of who may borrow: neighbours do not say when they \
-              stop */
+#define LOOK_NS  1000000u /* longest sleep of who may borrow: neighbours do not say when they stop */
 
 static void sleep_ns(uint64_t ns)
 {
@@ -34,8 +24,7 @@ static void sleep_ns(uint64_t ns)
     nanosleep(&length, NULL); /* a signal ends it early: the caller asks again */
 }
 
-/* Until the share has room, and not too much is under way. Returns the tokens
- * taken. */
+/* Until the share has room, and not too much is under way. Returns the tokens taken. */
 static uint64_t wait_for_share(unsigned gpu, uint64_t key)
 {
     const uint64_t since = vgw_now_ns();
@@ -51,7 +40,7 @@ static uint64_t wait_for_share(unsigned gpu, uint64_t key)
         if (room && vgw_bucket_borrow(gpu))
             continue;
         waited = true;
-        sleep_ns(wait > LOOK_NS && vgw_bucket_soft(gpu) ? LOOK_NS : wait);
+        sleep_ns(wait > LOOK_NS && (vgw_bucket_soft(gpu) || vgw_measure_under_way(gpu)) ? LOOK_NS : wait);
         if (!room && poll < POLL_MAX)
             poll *= 2;
         const uint64_t now = vgw_now_ns();
@@ -65,16 +54,14 @@ static uint64_t wait_for_share(unsigned gpu, uint64_t key)
     return tokens;
 }
 
-/* Equal functions with about the same size, in threads or bytes, cost about the
- * same. */
+/* Equal functions with about the same size, in threads or bytes, cost about the same. */
 static uint64_t key_of(const void *what, uint64_t size)
 {
     const uint64_t bits = size == 0 ? 0 : 64u - (uint64_t)__builtin_clzll(size);
     return (uint64_t)(uintptr_t)what * 0x9e3779b97f4a7c15u + (bits << 1);
 }
 
-/* Waits for the share of the current context's GPU. limited: false if the
- * driver's function is all there is to do. */
+/* Waits for the share of the current context's GPU. limited: false if the driver's function is all there is to do. */
 static void wait_for(struct vgw_launch *launch, const void *what, uint64_t size, CUstream stream)
 {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
@@ -90,17 +77,21 @@ static void wait_for(struct vgw_launch *launch, const void *what, uint64_t size,
     launch->tokens = wait_for_share(place.gpu, launch->key);
 }
 
+static void begin(struct vgw_launch *launch)
+{
+    if (launch->limited)
+        launch->limited = vgw_measure_begin(launch);
+}
+
 void vgw_limit_begin(struct vgw_launch *launch, const void *what, uint64_t size, CUstream stream)
 {
     bool pushed = false;
     launch->limited = false;
-    /* with several contexts a kernel may be launched in a stream of another than
-   * the current one */
+    /* with several contexts a kernel may be launched in a stream of another than the current one */
     if (vgw_several && vgw_stream_enter(stream, &pushed) != CUDA_SUCCESS)
         return; /* the driver will say what is wrong with it */
     wait_for(launch, what, size, stream);
-    if (launch->limited)
-        vgw_measure_begin(launch);
+    begin(launch);
     vgw_stream_leave(pushed);
 }
 
@@ -193,8 +184,7 @@ static void wait_for_kernel(struct vgw_launch *launch, const CUDA_LAUNCH_PARAMS 
 static void begin_kernel(struct vgw_launch *launch, const CUDA_LAUNCH_PARAMS *kernel)
 {
     (void)kernel;
-    if (launch->limited)
-        vgw_measure_begin(launch);
+    begin(launch);
 }
 
 static void ran_kernel(struct vgw_launch *launch, const CUDA_LAUNCH_PARAMS *kernel)
@@ -215,9 +205,8 @@ static void each_kernel(step *step, struct vgw_launch *launches, const CUDA_LAUN
     }
 }
 
-/* A kernel on each of several GPUs, which may wait for one another: each GPU's
- * share is waited for, and each kernel is charged to its GPU. All waiting comes
- * first: a launch that is being measured and not made yet could hold up another
+/* A kernel on each of several GPUs, which may wait for one another: each GPU's share is waited for, and each kernel is
+ * charged to its GPU. All waiting comes first: a launch that is being measured and not made yet could hold up another
  * one that holds up this one. */
 CUresult vgw_launch_multi_device(vgw_fn_launch_multi_device *real, CUDA_LAUNCH_PARAMS *launchParamsList,
                                  unsigned int numDevices, unsigned int flags)

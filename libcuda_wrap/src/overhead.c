@@ -1,11 +1,8 @@
-/* overhead.c - what only the driver knows, read from NVML's figure of this
- * process before and after the call.
+/* overhead.c - what only the driver knows, read from NVML's figure of this process before and after the call.
  *
- * The driver's own NVML is asked (the box has it as libvgpu-nvml.so), since
- * ours answers from the ledger. Its list has pids of this pid namespace or of
- * the host's, by driver; if ours is not in it, the one pid that a first context
- * adds is ours; if that cannot be told, the GPU's whole figure has to do, in
- * which neighbours' changes are.
+ * The driver's own NVML is asked (the box has it as libvgpu-nvml.so), since ours answers from the ledger. Its list has
+ * pids of this pid namespace or of the host's, by driver; if ours is not in it, the one pid that a first context adds
+ * is ours; if that cannot be told, the GPU's whole figure has to do, in which neighbours' changes are.
  */
 #include "vgw_overhead.h"
 
@@ -21,8 +18,7 @@
 
 #define LIST_MAX 512u
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of one reading and the charge that follows
-                                  from it */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of one reading and the charge that follows from it */
 static bool opened;
 static unsigned own_pid; /* as NVML has it; 0: not found yet */
 static struct {
@@ -38,18 +34,15 @@ struct listing {
 };
 static struct listing seen;             /* before the first context */
 static unsigned seen_on;                /* GPU + 1; 0: nothing was seen yet */
-static uint64_t beyond[VGW_MAX_GPUS];   /* charged for what this process holds and
-                                         is not charged for otherwise */
-static unsigned measured[VGW_MAX_GPUS]; /* calls that are under way: what they
-                                           take is theirs */
+static uint64_t beyond[VGW_MAX_GPUS];   /* charged for what this process holds and is not charged for otherwise */
+static unsigned measured[VGW_MAX_GPUS]; /* calls that are under way: what they take is theirs */
 
 static bool open_nvml(void)
 {
     if (!opened) {
         opened = true; /* once: a library that is not there will not come */
         const int error = errno;
-        /* ours first, which needs the driver's: both have one SONAME, and later the
-     * loader hands out whichever was first */
+        /* ours first, which needs the driver's: both have one SONAME, and later the loader hands out whichever was first */
         void *ours = dlopen("libnvidia-ml.so.1", RTLD_LAZY | RTLD_LOCAL);
         void *library = ours == NULL ? NULL : dlopen(VGW_BOX "/libvgpu-nvml.so", RTLD_LAZY | RTLD_LOCAL);
         nvml.init = (__typeof__(nvml.init))vgw_real_symbol(library, "nvmlInit_v2");
@@ -75,8 +68,7 @@ static bool is_listed(const struct listing *list, unsigned pid)
     return false;
 }
 
-/* Whether processes share a context of another one, whose memory NVML shows as
- * that one's. */
+/* Whether processes share a context of another one, whose memory NVML shows as that one's. */
 static bool is_shared(unsigned gpu)
 {
     int shared = 0; /* a driver that does not know the question has another answer */
@@ -86,8 +78,7 @@ static bool is_shared(unsigned gpu)
            shared != 0;
 }
 
-/* Finds our pid in the list, or the only one that was not in the list before.
- */
+/* Finds our pid in the list, or the only one that was not in the list before. */
 static void find_own(const struct listing *now, unsigned gpu)
 {
     unsigned fresh = 0, pid = 0;
@@ -131,10 +122,9 @@ static bool read_figure(unsigned gpu, uint64_t *own, uint64_t *whole)
     return own_figure(gpu, device, own);
 }
 
-/* Under the lock. Makes what this process is charged at least what it holds,
- * and no more than its other charges if those are enough: true if that was a
- * change. Where others of its threads have charged or given back meanwhile,
- * nothing is given back, and it has to be looked again: true as well. */
+/* Under the lock. Makes what this process is charged at least what it holds, and no more than its other charges if those
+ * are enough: true if that was a change. Where others of its threads have charged or given back meanwhile, nothing is
+ * given back, and it has to be looked again: true as well. */
 static bool level(unsigned gpu, uint64_t held_before, uint64_t figure, bool may_take)
 {
     const uint64_t held = vgw_held(gpu);
@@ -195,8 +185,8 @@ struct vgw_before vgw_overhead_before(unsigned gpu)
     return before;
 }
 
-/* Under the lock. A process that was not in the list held nothing. What is
- * charged meanwhile by others of our threads is not counted again. */
+/* Under the lock. A process that was not in the list held nothing. What is charged meanwhile by others of our threads is
+ * not counted again. */
 static uint64_t growth(const struct vgw_before *before)
 {
     uint64_t figure = 0, whole = 0;

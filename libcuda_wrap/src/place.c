@@ -14,6 +14,7 @@
 #include "vgw_region.h"
 #include "vgw_table.h"
 #include "vgw_tiles.h"
+#include "vgw_vmm.h"
 
 struct vgw_driver vgw_driver;
 int vgw_only_gpu = -1;
@@ -31,6 +32,7 @@ static void forked(void)
     vgw_only_gpu = -1;
     vgw_table_forked();
     vgw_pools_forked();
+    vgw_multicast_forked();
     vgw_overhead_forked();
     vgw_late_forked();
     vgw_tiles_forked();

@@ -14,7 +14,7 @@
 
 #include "vgw_charge.h"
 #include "vgw_limit.h"
-#include "vgw_object.h"
+#include "vgw_vmm.h"
 
 #include "cuda_handlers.h"
 

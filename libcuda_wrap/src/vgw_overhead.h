@@ -1,5 +1,4 @@
-/* vgw_overhead.h - memory that a driver call takes without saying how much:
- * contexts, modules, what it takes late. */
+/* vgw_overhead.h - memory that a driver call takes without saying how much: contexts, modules, what it takes late. */
 #ifndef VGW_OVERHEAD_H
 #define VGW_OVERHEAD_H
 
@@ -16,22 +15,18 @@ struct vgw_before {
 /* Before such a call. */
 struct vgw_before vgw_overhead_before(unsigned gpu);
 
-/* After it: charges what the process has grown by, and writes it down under
- * kind and key until `link` ends. false: the quota has not that much left,
- * nothing is charged; the caller undoes its call. */
+/* After it: charges what the process has grown by, and writes it down under kind and key until `link` ends. false: the
+ * quota has not that much left, nothing is charged; the caller undoes its call. */
 bool vgw_overhead_after(const struct vgw_before *before, enum vgw_kind kind, const void *key, const void *link);
 
 /* Instead, if the call has failed. */
 void vgw_overhead_failed(const struct vgw_before *before);
 
-/* Charges what this process holds on the GPU beyond all that it is charged
- * otherwise, beyond the quota if need be, or gives back what is charged for
- * that and not held any more. true: something has changed, or could not be told
- * yet. */
+/* Charges what this process holds on the GPU beyond all that it is charged otherwise, beyond the quota if need be, or
+ * gives back what is charged for that and not held any more. true: something has changed, or could not be told yet. */
 bool vgw_overhead_settle(unsigned gpu);
 
-/* Only gives back, where anything is charged for that: before an allocation is
- * refused. */
+/* Only gives back, where anything is charged for that: before an allocation is refused. */
 bool vgw_overhead_reclaim(unsigned gpu);
 bool vgw_overhead_beyond(unsigned gpu); /* is there? */
 

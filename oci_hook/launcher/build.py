@@ -42,7 +42,8 @@ def _compile(out: Path, name: str, sources: tuple[str, ...], cc: str, arch: str)
         *(str(HERE / source) for source in sources),
         *("-o", str(temporary)),
     ]
-    subprocess.run(command, check=True, timeout=300)
+    # on a busy machine, with its cache empty, zig needs minutes: it compiles its C library first
+    subprocess.run(command, check=True, timeout=1800)
     temporary.chmod(0o755)
     temporary.replace(out / name)
 

@@ -35,6 +35,6 @@ void keep_refusals_in(const char *state);
 _Noreturn void refuse(const struct call *call, const char *code, const char *message, const char *remedy);
 
 /* Refuses: `program` could not be started, for this errno. */
-_Noreturn void cannot_start(const struct call *call, const char *program, int error);
+_Noreturn void cannot_start(const struct call *call, const char *program, int error, const char *remedy);
 
 #endif

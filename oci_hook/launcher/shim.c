@@ -93,7 +93,7 @@ void ask_shim(const struct call *call, const struct config *config)
         continue;
     close(pair[0]);
     if (length == 2)
-        cannot_start(call, config->python, answer[1]);
+        cannot_start(call, config->python, answer[1], "install the interpreter again, or vgpu with another");
     if (length != 1)
         refuse(call, "VGPU-HOST-004",
                "the shim ended before it had an answer: it was killed, or its interpreter is broken",

@@ -219,7 +219,7 @@ static bool bundle_may_ask(const struct call *call)
     return spec == NULL || may_ask(spec, length) || labels_may_ask(spec, length, call->id);
 }
 
-_Noreturn void cannot_start(const struct call *call, const char *program, int error)
+_Noreturn void cannot_start(const struct call *call, const char *program, int error, const char *remedy)
 {
     char why[160]; /* dockerd maps the system's own words for these two to exit codes of its own */
     if (error == ENOENT)
@@ -228,7 +228,7 @@ _Noreturn void cannot_start(const struct call *call, const char *program, int er
         snprintf(why, sizeof why, "cannot be started: it must not be executed");
     else
         snprintf(why, sizeof why, "cannot be started: %s", strerror(error));
-    refuse_path(call, "VGPU-HOST-004", program, why, "install it, or name another in launcher.conf");
+    refuse_path(call, "VGPU-HOST-004", program, why, remedy);
 }
 
 static void require_shim(const struct call *call, const char *path)
@@ -252,5 +252,6 @@ int main(int count, char **arguments)
     if (count > 0)
         arguments[0] = config.runtime; /* crun reads its name to know whether it is crun or krun */
     execv(config.runtime, arguments);
-    cannot_start(&call, config.runtime, errno);
+    cannot_start(&call, config.runtime, errno,
+                 "install it, or name another as `runtime` in config.yaml, then run vgpu config apply");
 }

@@ -25,6 +25,7 @@ from pathlib import Path
 SITE = Path("/opt/vgpu-site")
 MARK = ".complete"  # the last file of an environment that is written
 CHANGES = 2  # exit code of --dry-run where there is something to do
+UNITS = {"k3s": "k3s*.service", "rke2": "rke2-*.service"}  # of a server or an agent
 
 
 class NodeError(Exception):
@@ -120,7 +121,8 @@ def _configure(node: Node, options: argparse.Namespace, *more: str) -> None:
     """Changes the engine's configuration if it is not as it should be, and then restarts the engine if asked."""
     if options.engine == "none":
         return
-    command = [f"{node.prefix}/bin/vgpu", "configure", options.engine, "--prefix", node.prefix, *more]
+    engine = _engine(options)
+    command = [f"{node.prefix}/bin/vgpu", "configure", engine, "--prefix", node.prefix, *more]
     if options.engine_config:
         command += ["--config", options.engine_config]
     if node.run(*command, "--dry-run", codes=(0, CHANGES)) == 0:
@@ -128,9 +130,19 @@ def _configure(node: Node, options: argparse.Namespace, *more: str) -> None:
     node.run(*command)
     if options.restart:
         # the node's own systemd: its mount namespace is that of process 1, which is visible with hostPID
-        node.run("/usr/bin/nsenter", "--target", "1", "--mount", "--", "systemctl", "restart", options.engine)
+        node.run("/usr/bin/nsenter", "--target", "1", "--mount", "--", "systemctl", *_restart(engine))
     else:
-        print(f"restart {options.engine} on this node for the change to count", flush=True)
+        print(f"restart {engine} on this node for the change to count", flush=True)
+
+
+def _engine(options: argparse.Namespace) -> str:
+    """k3s and RKE2 have a containerd of their own, which is told by the place of its file."""
+    inside = [engine for engine in UNITS if f"/{engine}/agent/etc/containerd/" in options.engine_config]
+    return inside[0] if inside else str(options.engine)
+
+
+def _restart(engine: str) -> tuple[str, str]:
+    return ("try-restart", UNITS[engine]) if engine in UNITS else ("restart", engine)
 
 
 def wait() -> None:

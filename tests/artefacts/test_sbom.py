@@ -88,7 +88,17 @@ def test_the_same_artefact_has_the_same_bill(made: wheels.Made) -> None:
     assert sbom.text(sbom.bill("a", files)) == sbom.text(sbom.bill("a", dict(reversed(list(files.items())))))
 
 
-def test_what_is_no_artefact_gets_no_bill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sbom.main([str(tmp_path / "absent.whl")]) == 5
+@pytest.mark.seeds("VGPU-PKG-001")
+def test_what_is_no_artefact_gets_no_bill(
+    made: wheels.Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wheel = tmp_path / made.wheel.name
+    assert sbom.main([str(wheel)]) == 5
     assert "VGPU-PKG-001" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+    wheel.write_bytes(made.wheel.read_bytes()[:-1000])  # a copy that broke off
+    assert sbom.main([str(wheel)]) == 5
+    said = capsys.readouterr().err
+    assert said.startswith(f"vgpu: VGPU-PKG-001: {wheel}: ") and said.count("\n") == 1
+    shutil.copy(made.wheel, wheel)  # what `make wheel` leaves
+    assert sbom.main([str(wheel)]) == 0

@@ -107,6 +107,11 @@ def test_the_account_is_held_against_the_driver(simulated: Check) -> None:
     assert all(found["checks"].values()) and found["account_bytes"] == found["process_bytes"] == QUOTA_MIB * MIB
 
 
+def test_an_imported_pool_is_charged_to_its_importer(simulated: Check) -> None:
+    found = gpu_check.sharing(simulated)
+    assert all(found["checks"].values()) and found["taken"] == 64 * MIB == found["nvml_bytes"], found
+
+
 def test_a_state_that_was_cut_off_is_none(tmp_path: Path) -> None:
     state, machine = tmp_path / "state.json", {"gpu": "one"}
     whole = json.dumps({"schema": 1, "machine": machine, "parts": {"smi": {"status": "held"}}})

@@ -124,6 +124,16 @@ def test_a_daemon_json_that_cannot_be_used(
     mended(both, "Docker", code)
 
 
+def test_a_containerd_that_docker_has_started_for_itself_is_dockers(tree: Tree, both: Host) -> None:
+    """Its file is Docker's own, in a version that no other containerd has, and nobody may edit it."""
+    own = tree.write("run/docker/containerd/containerd.toml", "version = 0\n")
+    tree.process(800, "dockerd", "/usr/bin/dockerd")
+    tree.process(900, "containerd", "containerd", "--config", f"/{own.relative_to(tree.root)}")
+    fault(both, "containerd", "VGPU-CFG-003", "version=0")  # as long as nobody says whose it is
+    tree.write("proc/900/status", "Name:\tcontainerd\nPPid:\t800\n")
+    mended(both, "containerd", "VGPU-CFG-003")
+
+
 @pytest.mark.seeds("VGPU-CFG-004")
 def test_containerd_that_was_not_restarted(tree: Tree, here: Installation, both: Host) -> None:
     tree.process(900, "containerd", "/usr/bin/containerd")

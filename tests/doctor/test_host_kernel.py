@@ -59,7 +59,14 @@ def test_selinux_that_keeps_containers_out(tree: Tree, here: Installation, both:
     os.setxattr(folder, "security.selinux", b"system_u:object_r:var_run_t:s0\0")
     try:
         one = fault(both, "SELinux", "VGPU-KRN-003", str(folder), "var_run_t")
-        assert f"restorecon -R {folder}" in one.remedy
+        assert one.remedy.endswith(f"'{folder}(/.*)?' && restorecon -R {folder}")
+        tree.write("etc/selinux/config", "SELINUX=enforcing\nSELINUXTYPE=own\n")
+        aliases = f"# alias, and what it stands for\n/bin /usr/bin\n{here.vgpu.state} /var/elsewhere\n"
+        tree.write("etc/selinux/own/contexts/files/file_contexts.subs_dist", aliases)
+        one = fault(
+            both, "SELinux", "VGPU-KRN-003", str(folder), "var_run_t"
+        )  # semanage refuses a name that is an alias
+        assert f"'/var/elsewhere/containers(/.*)?' && restorecon -R {folder}" in one.remedy
         os.setxattr(folder, "security.selinux", b"system_u:object_r:container_file_t:s0\0")  # as restorecon then does
         mended(both, "SELinux", "VGPU-KRN-003")
     finally:

@@ -145,6 +145,15 @@ def test_a_launcher_conf_that_keeps_refused_starts_elsewhere(here: Installation)
         mended(here.host, "launcher", "VGPU-CFG-005")
 
 
+def test_without_a_policy_a_simulated_host_is_not_told_to_install_a_driver(here: Installation) -> None:
+    path = (here.vgpu.prefix / "etc/policy.json").resolve()
+    with here.kept(path):
+        path.unlink()
+        fault(here.host, "policy", "VGPU-HOST-001", str(path))
+        mended(here.host, "versions", "VGPU-DRV-001")
+    mended(here.host, "policy", "VGPU-HOST-001")
+
+
 @pytest.mark.seeds("VGPU-HOST-006")
 def test_a_program_of_ours_that_others_can_replace(here: Installation) -> None:
     folder = (here.vgpu.prefix / "bin").resolve()

@@ -11,11 +11,7 @@ from vgpu.doctor import catalogue
 TESTS = Path(__file__).parents[1]
 AT_LEAST = 40
 # code -> why no test brings it about
-EXCEPTIONS = {
-    "VGPU-HOST-005": "a kernel that refuses a mount cannot be had here; test_mounts.py has it refuse by a stand-in",
-    "VGPU-PKG-001": "of a build, not of a host: tests/artefacts has bad files refused and good ones taken",
-    "VGPU-PKG-002": "of a build, not of a host",
-}
+EXCEPTIONS: dict[str, str] = {}
 
 
 def seeds(path: Path) -> Iterator[str]:

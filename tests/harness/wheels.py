@@ -40,7 +40,8 @@ def house(name: str, requirements: Sequence[str]) -> Path:
     folder = ROOT / "build/wheels" / f"{name}-{digest}"
     if not folder.exists():
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-        command = [PYTHON, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--only-binary=:all:"]
+        # ours: Debian has python3-pip in a package of its own, which nobody needs to have
+        command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--only-binary=:all:"]
         _run([*command, "-d", str(partial), *requirements])
         try:
             partial.rename(folder)

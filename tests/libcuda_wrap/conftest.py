@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.libcuda_wrap.wrapped import Box, Client, Start, sharer, simulated_driver
+from tests.libcuda_wrap.wrapped import GIB, Box, Start, part, simulated_driver, starter
 
 
 @pytest.fixture(scope="session")
@@ -48,26 +47,34 @@ def plain_box(boxes: Callable[[str], Box]) -> Iterator[Box]:
 
 @pytest.fixture
 def start(box: Box, driver: Path) -> Start:
-    """Starts sharers (c/sharer.c), each with a context."""
-    program = sharer(box, driver)
+    return starter(box, driver)
 
-    def start() -> Client:
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(
-            [program], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=box.environment()
-        )  # fmt: skip
-        box.clients.append(Client(process))
-        return box.clients[-1].ready()
 
-    return start
+@pytest.fixture(scope="session")
+def three(boxes: Callable[[str], Box], tmp_path_factory: pytest.TempPathFactory, driver: Path) -> list[Box]:
+    """Three containers on one GPU. The first has the GPU's files, the others share them."""
+    made = [boxes(""), *(Box.make(tmp_path_factory.mktemp("beside"), "", driver) for _ in range(2))]
+    for box in made[1:]:
+        for name in ("sim", "gpus"):
+            (box.folder / name).symlink_to(made[0].folder / name)
+    return made
+
+
+@pytest.fixture
+def side_by_side(three: list[Box]) -> Iterator[list[Box]]:
+    three[0].fresh(part(0, GIB))
+    yield three
+    for box in three:
+        box.close()
+        (box.folder / "share").unlink(missing_ok=True)  # as the end of a container: its links are not valid any more
 
 
 @pytest.fixture(scope="session")
 def include() -> Path:
-    """A folder with cuda.h 13.0: the toolkit's, or the one of PyPI's nvidia-cuda-runtime."""
+    """A folder with cuda.h 13.5: the toolkit's, or the one of PyPI's nvidia-cuda-runtime."""
     folders = [Path("/usr/local/cuda/include"), *Path(sysconfig.get_path("purelib")).glob("nvidia/*/include")]
     for folder in folders:
         header = folder / "cuda.h"
-        if header.exists() and re.search(r"#define CUDA_VERSION 13000\b", header.read_text()):
+        if header.exists() and re.search(r"#define CUDA_VERSION 13050\b", header.read_text()):
             return folder
-    pytest.skip("no cuda.h of CUDA 13.0: install the toolkit, or pip install nvidia-cuda-runtime==13.0.*")
+    pytest.skip("no cuda.h of CUDA 13.5: install the toolkit, or pip install nvidia-cuda-runtime==13.5.*")

@@ -54,6 +54,7 @@ def _asked(name: str) -> tuple[str, int]:
 def test_by_the_driver(plain_box: Box, how: str) -> None:
     """Every function that we define, asked for by its base name, its first version and its kind of stream."""
     plain_box.fresh(part(0, GIB))
+    plain_box.of_cuda(max(row.since for row in ROWS))
     client = plain_box.client().ready()
     for row in (row for row in ROWS if row.ours):
         base, flags = _asked(row.name)

@@ -5,7 +5,10 @@ The simulated driver counts shared memory with its maker alone; the ledger count
 
 from __future__ import annotations
 
+import socket
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,9 +25,11 @@ from tests.libcuda_wrap.wrapped import (
     Box,
     Client,
     Start,
+    killed_at_random,
     ok,
     part,
     sharer,
+    starter,
     taken,
 )
 
@@ -220,3 +225,89 @@ def test_what_nobody_can_measure_is_refused(box: Box, start: Start, attribute: s
     create.set_fault(box.folder / "sim", "")
     ok(user, f"p_end {POOL}")
     assert box.used() == PIECE
+
+
+def test_maker_and_importer_in_different_containers_are_charged_each(boxes: Callable[[str], Box], driver: Path) -> None:
+    one, other = boxes(""), boxes("address,undefined")
+    one.fresh(part(0, 6 * MIB))
+    other.fresh(part(0, 4 * MIB))
+    maker = starter(one, driver)()
+    user = starter(other, driver, VGPU_SIM_DIR=str(one.folder / "sim"))()
+    fd, name = shared(maker, 6 * MIB)
+    assert imported(user, maker, fd, name) == OUT_OF_MEMORY
+    ok(user, f"p_end {POOL}")
+    other.resize(0, 6 * MIB)
+    assert imported(user, maker, fd, name) == OK
+    assert (one.used(), other.used()) == (6 * MIB, 6 * MIB)
+    maker.kill()
+    ok(starter(one, driver)(), f"alloc {PLAIN} 1")
+    assert (one.used(), other.used()) == (1, 6 * MIB)
+    one.close()
+    other.close()
+
+
+def test_processes_killed_while_they_share_leave_nothing(plain_box: Box, driver: Path) -> None:
+    """Importers and makers, killed at any moment between their commands and within them."""
+    plain_box.fresh(part(0, GIB))
+    start = starter(plain_box, driver)
+    maker = start()
+    fd, name = shared(maker, 3 * MIB)
+    turn = [f"p_import {POOL} {maker.process.pid} {fd}", f"named_pointer {POINTER} {POOL} {name}"]
+    turn += [f"p_new {PLAIN} 0", f"p_alloc 9 {PIECE} {PLAIN}", f"p_export {PLAIN} {FD}"]
+    turn += [f"free {POINTER}", f"p_end {POOL}", "free 9", f"p_end {PLAIN}"]
+    killed_at_random(plain_box, start, turn)
+    ok(start(), f"alloc {PLAIN} 1")
+    assert (plain_box.used(), taken(plain_box)) == (4 * MIB + 1, 4 * MIB + 1)
+
+
+BINDINGS = """
+import ctypes, socket
+from cuda.bindings import driver as cuda
+def ok(result):
+    assert result[0] == cuda.CUresult.CUDA_SUCCESS, result
+    return result[1] if len(result) == 2 else result[1:]
+ok(cuda.cuInit(0))
+ok(cuda.cuCtxSetCurrent(ok(cuda.cuDevicePrimaryCtxRetain(0))))
+channel, kind = socket.socket(fileno=0), cuda.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+"""
+EXPORTS = """
+props = cuda.CUmemPoolProps()
+props.allocType = cuda.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+props.handleTypes = kind
+props.location.type, props.location.id = cuda.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE, 0
+pool = ok(cuda.cuMemPoolCreate(props))
+pointer = ok(cuda.cuMemAllocFromPoolAsync(3 << 20, pool, 0))
+fd = ok(cuda.cuMemPoolExportToShareableHandle(pool, kind, 0))
+data = ok(cuda.cuMemPoolExportPointer(pointer))
+socket.send_fds(channel, [ctypes.string_at(data.getPtr(), 64)], [fd])
+channel.recv(1)
+"""
+IMPORTS = """
+data = cuda.CUmemPoolPtrExportData()
+said, (fd,), _, _ = socket.recv_fds(channel, 64, 1)
+ctypes.memmove(data.getPtr(), said, 64)
+pool = ok(cuda.cuMemPoolImportFromShareableHandle(fd, kind, 0))
+pointer = ok(cuda.cuMemPoolImportPointer(pool, data))
+ok(cuda.cuMemsetD8(pointer, 7, 3 << 20))
+print(ok(cuda.cuPointerGetAttribute(cuda.CUpointer_attribute.CU_POINTER_ATTRIBUTE_RANGE_SIZE, pointer)), flush=True)
+channel.recv(1)
+"""
+
+
+def test_cuda_bindings_share_a_pool_over_a_socket(plain_box: Box) -> None:
+    pytest.importorskip("cuda.bindings")
+    plain_box.fresh(part(0, 8 * MIB))
+    ends = socket.socketpair()
+    maker, user = (
+        subprocess.Popen(
+            [sys.executable, "-c", BINDINGS + code],
+            stdin=end, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=plain_box.environment(),
+        )
+        for code, end in zip((EXPORTS, IMPORTS), ends, strict=True)
+    )  # fmt: skip
+    plain_box.clients += [Client(maker), Client(user)]
+    for end in ends:
+        end.close()
+    assert user.stdout and maker.stderr and user.stderr
+    assert user.stdout.readline() == f"{3 * MIB}\n", maker.stderr.read() + user.stderr.read()
+    assert plain_box.used() == 8 * MIB

@@ -203,5 +203,5 @@ def test_external_memory_is_charged_until_it_is_destroyed(box: Box, start: Start
 def test_what_is_refused_is_counted(box: Box, start: Start) -> None:
     box.fresh(part(0, GIB))
     client = start()
-    assert client.ask("multicast 0")[0] == NOT_SUPPORTED
+    assert client.ask("refused 0")[0] == NOT_SUPPORTED
     assert box.usage().gpus[0].denied["refused"] == 1

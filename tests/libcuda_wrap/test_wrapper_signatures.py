@@ -60,9 +60,10 @@ def test_what_is_found_has_the_signature_that_was_asked_for(
     plain_box: Box, include: Path, typedefs: dict[str, dict[bool, dict[int, str]]], how: str
 ) -> None:
     plain_box.fresh(part(0, GIB))
+    versions = sorted({version for kinds in typedefs.values() for kind in kinds.values() for version in kind})
+    plain_box.of_cuda(versions[-1])
     client = plain_box.client().ready()
     ours = {row.name for row in ROWS if row.ours}
-    versions = sorted({version for kinds in typedefs.values() for kind in kinds.values() for version in kind})
     pairs: set[tuple[str, str]] = set()
     found = 0
     for name, kinds in sorted(typedefs.items()):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import signal
 import struct
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +105,12 @@ class Box:
         create.create(self.folder / "sim", gpus, memory_bytes, context_bytes=context_bytes)
         self.slice(*slices)
 
+    def of_cuda(self, version: int) -> None:
+        """The driver's CUDA version, 13000: it answers for none that is newer."""
+        with (self.folder / "sim/ctl").open("r+b") as file:
+            file.seek(create.CUDA_AT)
+            file.write(struct.pack("<I", version))
+
     def slice(self, *slices: Slice, burst: str = "hard", priority: str = "normal") -> None:
         """A new quota, nothing used, on the GPUs that are there."""
         self.slices = slices
@@ -148,10 +157,20 @@ class Box:
             file.seek(at)
             file.write(struct.pack("<I", value))
 
+    def set_debt(self, ns: int) -> None:
+        """Tokens of the slice's first GPU; the share adds to them from when somebody next asks."""
+        types = bindings.ffi()
+        at = types.offsetof("struct vgw_usage", "gpus") + types.offsetof("struct vgw_usage_gpu", "limiter")
+        with (self.folder / "usage").open("r+b") as file:
+            file.seek(at)
+            file.write(struct.pack("<qQ", -ns, time.monotonic_ns() + 10**9))
+
     def share(self, kind: str, us: int) -> subprocess.Popen[str]:
         """A running tests/libcuda_wrap/c/share.c that has begun to launch; `close` ends it."""
         command = [str(self.folder / "load"), kind, str(us)]
-        process = subprocess.Popen(command, env=self.environment(), stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, env=self.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.clients.append(Client(process))
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
@@ -203,6 +222,7 @@ class Box:
         self.clients.clear()
 
 
+SEED = int(os.environ.get("VGPU_TEST_SEED", time.time_ns() % 100_000))  # of a kill test: one that failed names it
 Start = Callable[[], Client]
 
 
@@ -213,6 +233,53 @@ def sharer(box: Box, driver: Path) -> Path:
         flags = [f"-I{PACKAGE / 'include'}", f"-I{PACKAGE / 'generated'}", f"-L{driver}", "-l:libcuda.so.1", "-ldl"]
         Toolchain("gcc", box.sanitize).program([C_TESTS / "sharer.c"], program, flags=flags)
     return program
+
+
+def starter(box: Box, driver: Path, **environment: str) -> Start:
+    """Starts sharers, each with a context."""
+    program = sharer(box, driver)
+
+    def start() -> Client:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(
+            [program], stdin=pipe, stdout=pipe, stderr=pipe, text=True,
+            env={**box.environment(), **environment},
+        )  # fmt: skip
+        box.clients.append(Client(process))
+        return box.clients[-1].ready()
+
+    return start
+
+
+def killed_at_random(box: Box, start: Start, turn: list[str], seed: int = SEED) -> None:
+    """Pairs of sharers that take turns until they are stopped, held against the driver's own count, and killed."""
+    print(f"VGPU_TEST_SEED={seed}")
+    chance = random.Random(seed)
+    for _ in range(12):
+        victims = [start(), start()]
+        for victim in victims:
+            victim.tell("\n".join(turn * 20))
+        time.sleep(chance.random() / 50)
+        for victim in victims:
+            victim.process.send_signal(signal.SIGSTOP)
+        while any("T" not in status(victim.process.pid) for victim in victims):
+            time.sleep(0.001)
+        assert box.used() >= held_by_the_living(box)
+        for victim in victims:
+            victim.kill()
+
+
+def held_by_the_living(box: Box) -> int:
+    """What the simulated GPU says of those who live: it may not have seen yet that others do not."""
+    living = {client.process.pid for client in box.clients if client.process.poll() is None}
+    processes = create.read_state(box.folder / "sim").gpus[0].processes
+    return sum(process.memory_bytes for process in processes if process.pid in living)
+
+
+def status(pid: int) -> str:
+    """The state of a process, as the kernel says it: "T (stopped)", "Z (zombie)" or another."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return next(line.split(maxsplit=1)[1] for line in text.splitlines() if line.startswith("State:"))
 
 
 def ok(client: Client, *commands: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from oci_hook import hook, inventory, ledger, plan, policy, quota_file
 from oci_hook.errors import VgpuError
 from oci_hook.records import Allocation, Ask, Placement, Request, Slice
-from tests.harness import rootfs, stub_driver
+from tests.harness import rootfs, seccomp, stub_driver
 from tests.harness.installed import Vgpu
 
 GIB = 1 << 30
@@ -54,8 +55,13 @@ class Container:
         return {**state, "bundle": str(self.bundle), **changes}
 
     def call(
-        self, stage: str, state: bytes | dict[str, Any] | None = None, **env: str
+        self,
+        stage: str,
+        state: bytes | dict[str, Any] | None = None,
+        before: Callable[[], None] | None = None,
+        **env: str,
     ) -> subprocess.CompletedProcess[str]:
+        """before: called in the hook's process, before it is the hook."""
         raw = state if isinstance(state, bytes) else json.dumps(self.state() if state is None else state).encode()
         script = self.vgpu.prefix / "lib/vgpu/python/vgpu_hook.py"
         command = [
@@ -68,7 +74,9 @@ class Container:
             "--policy",
             self.vgpu.prefix / "etc/policy.json",
         ]
-        done = subprocess.run(command, input=raw, capture_output=True, env=env, timeout=30, check=False)
+        done = subprocess.run(
+            command, input=raw, capture_output=True, env=env, timeout=30, check=False, preexec_fn=before
+        )
         return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def mounts(self) -> list[str]:
@@ -235,6 +243,18 @@ def test_no_policy_is_told(container: Container) -> None:
     done = subprocess.run(command, input=b"{}", capture_output=True, timeout=30, check=False)
     assert (done.returncode, done.stderr[:20]) == (5, b"vgpu: VGPU-HOST-001:")
     assert subprocess.run(command[:5] + ["start"], capture_output=True, timeout=30, check=False).returncode == 2
+
+
+@pytest.mark.seeds("VGPU-HOST-005")
+@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSYS, "Linux 5.12"), (errno.EPERM, "seccomp")])
+def test_a_kernel_that_refuses_a_mount(container: Container, number: int, remedy: str) -> None:
+    """As one before 5.12 does, and one that is asked from within a container whose filter does not let it through."""
+    done = container.call("prestart", before=lambda: seccomp.refuse(seccomp.MOUNT_SETATTR, number))
+    assert (done.returncode, done.stderr[:20]) == (5, "vgpu: VGPU-HOST-005:")
+    assert remedy in done.stderr.partition("to mend it: ")[2]
+    assert container.mounts() == [] and container.id not in container.vgpu.containers()
+    allocate(container)
+    assert container.call("prestart").returncode == 0  # where the kernel lets it
 
 
 @pytest.mark.parametrize("stage", ["prestart", "direct"])

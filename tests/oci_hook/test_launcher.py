@@ -209,7 +209,8 @@ def test_an_interpreter_that_cannot_be_started(vgpu: Installed) -> None:
     vgpu.write_config(labels=LABELS)
     conf = vgpu.base / "prefix/etc/launcher.conf"
     conf.write_text(conf.read_text().replace("/usr/bin/python3", "/no/python"))
-    assert "/no/python cannot be started" in refusal(vgpu, vgpu.create(), "VGPU-HOST-004")
+    said = refusal(vgpu, vgpu.create(), "VGPU-HOST-004")
+    assert "/no/python cannot be started" in said and "install the interpreter again" in said
 
 
 def test_a_shim_that_is_killed_is_told(vgpu: Installed) -> None:

@@ -15,12 +15,15 @@ from start_path import Installed, built_launcher, install
 from tests.harness import leftovers
 
 STATE = b'{"id":"x1"}'
-KILL = "import os; os.kill(int(sys.argv[sys.argv.index('--launcher') + 1]), 9)"
+# until it is dead, and its end of the socket closed: a pidfd can be read only after that
+KILL = (
+    "import os, select; launcher = int(sys.argv[sys.argv.index('--launcher') + 1]); dead = os.pidfd_open(launcher); "
+    "os.kill(launcher, 9); select.select([dead], [], [])"
+)
 EARLY = f"{KILL}\n"
 LATE = f"""\
 def late(call, code, answer=shim._answer):
     {KILL}
-    import time; time.sleep(0.5)  # until it is dead, and its end of the socket is closed
     return answer(call, code)
 shim._answer = late
 """

@@ -19,7 +19,7 @@ from tests.packages.managed import VGPU, Guest, Host, guest, stand_in
 OTHERS = [("deb", "bookworm"), ("deb", "trixie")] if os.environ.get("VGPU_LONG_TESTS") else []
 HOSTS = [("deb", debroot.MACHINE), ("rpm", debroot.MACHINE), *OTHERS]
 ADMINS = {"etc/vgpu", "etc/vgpu/config.yaml", "opt/vgpu", "opt/vgpu/etc", "opt/vgpu/etc/config.yaml"}
-STOPPED = "disable --now vgpu-monitor.service vgpu-exporter.service"
+STOPPED = "disable --now vgpu-monitor.service vgpu-exporter.service vgpu-inventory.service"
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 

@@ -153,7 +153,7 @@ def test_ps_of_nothing_is_an_empty_table(prefix: Path) -> None:
     done = vgpu(prefix, "ps")
     assert (done.returncode, done.stderr, done.stdout.split()[0]) == (0, "", "CONTAINER")
     assert len(done.stdout.splitlines()) == 1
-    empty = {"schema": 1, "cores_enforced": True, "gpus": [], "containers": []}
+    empty = {"schema": 1, "cores_enforced": True, "gpus": [], "grants": [], "containers": []}
     assert json.loads(vgpu(prefix, "ps", "--json").stdout) == empty
 
 

@@ -37,7 +37,9 @@ def config(tmp_path: Path, needs_root: None, needs_build: None) -> str:
     etc.mkdir()
     text = policy_file.template("/bin/true", str(tmp_path / "state"), str(tmp_path / "log"), simulate_gpus=2)
     (etc / "config.yaml").write_text(text)
-    (etc / "launcher.conf").write_text(launcher_conf.text(str(etc.parent), "/bin/true", "/usr/bin/python3"))
+    (etc / "launcher.conf").write_text(
+        launcher_conf.text(str(etc.parent), "/bin/true", "/usr/bin/python3", str(tmp_path / "state"))
+    )
     apply(str(etc / "config.yaml"), as_json=True)
     inventory.scan(policy.load(str(etc / "policy.json")))
     return str(etc / "config.yaml")
@@ -224,6 +226,24 @@ def test_a_user_whose_folder_is_a_link_shows_nobody_elses_containers(config: str
     os.symlink(f"{host.state_dir}/containers", f"{theirs.policy.state_dir}/containers")
     assert users.names(theirs) == []
     assert [seen["user"] for seen in ps.collect(host)] == [None]
+
+
+def lent(config: str, gpu: int) -> dict[str, int]:
+    """What root's containers on that GPU see of neighbours: name of a share file -> its links beside the one here."""
+    folder = Path(in_force(config).state_dir, "gpus", inventory.scan(in_force(config)).gpus[gpu].uuid)
+    found = {path.name: path.stat() for path in folder.iterdir()} if folder.exists() else {}
+    assert all(status.st_size == 0 for status in found.values())  # cut: it lends nothing
+    return {name.rpartition(".")[0]: status.st_nlink - 1 for name, status in found.items()}
+
+
+def test_granted_time_is_kept_and_never_lent_to_roots_containers(config: str) -> None:
+    """By a neighbour that never lends: test_wrapper_soft.py shows what a share file that was cut does."""
+    give(config, memory="1GiB")  # no time of its own
+    assert lent(config, 0) == {}
+    give(config, memory="1GiB", cores="30", count="2")
+    assert (lent(config, 0), lent(config, 1)) == ({"30.0.2.0": 2}, {"30.1.2.0": 2})
+    grant.revoke(config, str(UID), force=False, as_json=False)
+    assert all(links < 2 for gpu in (0, 1) for links in lent(config, gpu).values())  # as those of ended containers
 
 
 def test_after_a_boot_the_inventory_makes_the_folders_anew(config: str) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from oci_hook.errors import VgpuError
 from runtime_config import cdi, files
-from runtime_config.engines import containerd, crio, docker, hooks_d, podman
+from runtime_config.engines import containerd, crio, docker, hooks_d, k3s, podman
 from runtime_config.engines.drop_in import Found
 from runtime_config.engines.hooks_d import HookFile
 from vgpu import configure, docker_users
 from vgpu.installer.layout import Prefix
 
-NAMES = ("createRuntime-hook", "poststop-hook", "cdi", "docker", "containerd", "podman", "crio")
+_TEMPLATES = {
+    f"{engine}-v{version}": (engine, f"{os.path.dirname(made)}/{name}")
+    for engine, made in k3s.FILES.items()
+    for version, name in k3s.TEMPLATES.items()
+}
+NAMES = ("createRuntime-hook", "poststop-hook", "cdi", "docker", "containerd", "podman", "crio", *_TEMPLATES)
 DOCKER_SOCKET = "unix:///var/run/docker.sock"
 
 
@@ -46,6 +52,7 @@ def known(prefix: Prefix) -> dict[str, tuple[configure.Editor, str]]:
         "containerd": (containerd, containerd.DEFAULT_PATH),
         "podman": (podman, podman.DEFAULT_PATH),
         "crio": (crio, crio.DEFAULT_PATH),
+        **{name: (k3s.Template(engine), path) for name, (engine, path) in _TEMPLATES.items()},
     }
 
 

@@ -33,6 +33,7 @@ STATE = (
     "monitor",
     "gpus",
     "users",
+    "grants",
 )
 LOG = ("audit.jsonl*", "audit.lock", "audit.lost", "standing.json")
 

@@ -270,6 +270,22 @@ def test_a_copy_of_the_driver_that_only_a_runpath_leads_to(debian_root: Root, dr
     assert findings(root, driver, deep=True) == [] and app.exists()
 
 
+def test_what_the_program_lacks_is_told_once(debian_root: Root, driver: Driver) -> None:
+    """With --deep too, which looks at every file: the program's own line is the one to act on."""
+    root = debian_root("bookworm")
+    missing = root / "usr/lib/libgone.so.7"
+    stub_driver.library(missing, "libgone.so.7", "x")
+    for name in ("app", "other"):
+        program(root / name, NEW, str(missing), "-Wl,-rpath,/home/dev/lib")
+    missing.unlink()
+    (root / "link").symlink_to("app")
+    told = [(found.subject, found.code) for found in findings(root, driver, "/link", deep=True)]
+    assert sorted(told) == [
+        ("/link", "VGPU-DEP-006"), ("/link", "VGPU-DEP-009"),
+        ("/other", "VGPU-DEP-009"), ("libgone.so.7", "VGPU-DEP-006"),
+    ]  # fmt: skip
+
+
 @pytest.mark.seeds("VGPU-IMG-010")
 def test_a_toolkit_that_is_newer_than_the_driver(debian_root: Root, driver: Driver) -> None:
     root = debian_root("bookworm")

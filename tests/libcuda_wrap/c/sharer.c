@@ -83,12 +83,12 @@ static int descriptor_of(word process, word number)
     return open(path, O_RDWR);
 }
 
-static CUresult share_command(const char *verb, word a, word b, word c)
+static CUresult share_command(const char *verb, word a, word b, word c, word d)
 {
     CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
                                 .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
-                                .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
-    if (strcmp(verb, "create") == 0)
+                                .location = {CU_MEM_LOCATION_TYPE_DEVICE, (int)c}};
+    if (strcmp(verb, "create") == 0) /* register, bytes, device */
         return cuMemCreate(&reg[a], b, &prop, 0);
     if (strcmp(verb, "release") == 0)
         return cuMemRelease(reg[a]);
@@ -115,16 +115,22 @@ static CUresult share_command(const char *verb, word a, word b, word c)
             result = cuMemMap(reg[a], b, 0, reg[c], 0);
         return result == CUDA_SUCCESS ? cuMemSetAccess(reg[a], b, &access, 1) : result;
     }
-    if (strcmp(verb, "unmap") == 0)
-        return cuMemUnmap(reg[a], b);
+    if (strcmp(verb, "reserve") == 0)
+        return cuMemAddressReserve(&reg[a], b, 0, 0, 0);
+    if (strcmp(verb, "map_at") == 0) /* register of the address, bytes, register of the handle, from there */
+        return cuMemMap(reg[a] + d, b, 0, reg[c], 0);
+    if (strcmp(verb, "unmap") == 0) /* register of the address, bytes, from there */
+        return cuMemUnmap(reg[a] + c, b);
+    if (strcmp(verb, "retain") == 0) /* register of the handle, register of the address, from there */
+        return cuMemRetainAllocationHandle(&reg[a], (void *)(uintptr_t)(reg[b] + c));
     if (strcmp(verb, "ext") == 0) {
         const CUDA_EXTERNAL_MEMORY_HANDLE_DESC desc = {.type = CU_EXTERNAL_MEMORY_HANDLE_TYPE_OPAQUE_FD, .size = b};
         return cuImportExternalMemory((CUexternalMemory *)&reg[a], &desc);
     }
     if (strcmp(verb, "ext_end") == 0)
         return cuDestroyExternalMemory((CUexternalMemory)reg[a]);
-    if (strcmp(verb, "multicast") == 0)
-        return cuMulticastCreate(&reg[a], NULL);
+    if (strcmp(verb, "refused") == 0)
+        return cuMemGetHandleForAddressRange(&reg[a], 0, 0, CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD, 0);
     if (strcmp(verb, "write") == 0)
         return cuMemsetD8_v2(reg[a], (unsigned char)b, 16);
     return CUDA_ERROR_UNKNOWN;
@@ -193,6 +199,24 @@ static CUresult pool_command(const char *verb, word a, word b, word c)
     return CUDA_ERROR_UNKNOWN;
 }
 
+/* Multicast objects. */
+static CUresult team_command(const char *verb, word a, word b, word c, word d)
+{
+    if (strcmp(verb, "m_new") == 0) { /* register, GPUs, bytes, whether it can be shared */
+        const CUmulticastObjectProp prop = {.numDevices = (unsigned)b, .size = c, .handleTypes = d};
+        return cuMulticastCreate(&reg[a], &prop);
+    }
+    if (strcmp(verb, "m_add") == 0)
+        return cuMulticastAddDevice(reg[a], (CUdevice)b);
+    if (strcmp(verb, "m_bind") == 0) /* register, register of the memory, bytes, from there in the object */
+        return cuMulticastBindMem(reg[a], d, reg[b], 0, c, 0);
+    if (strcmp(verb, "m_at") == 0) /* register, register of an address, bytes, from there in the memory */
+        return cuMulticastBindAddr(reg[a], 0, reg[b] + d, c, 0);
+    if (strcmp(verb, "m_unbind") == 0) /* register, device, bytes, from there */
+        return cuMulticastUnbind(reg[a], (CUdevice)b, d, c);
+    return CUDA_ERROR_UNKNOWN;
+}
+
 /* What names memory elsewhere travels as hexadecimal digits: an IPC handle, or a pool's export data. */
 static void name_command(const char *verb, word a, word b, const char *text)
 {
@@ -226,9 +250,9 @@ int main(void)
 {
     char line[256], verb[32], text[160];
     while (fgets(line, sizeof line, stdin) != NULL) {
-        word a = 0, b = 0, c = 0;
+        word a = 0, b = 0, c = 0, d = 0;
         text[0] = '\0';
-        sscanf(line, "%31s %llu %llu %llu", verb, &a, &b, &c);
+        sscanf(line, "%31s %llu %llu %llu %llu", verb, &a, &b, &c, &d);
         if (strncmp(verb, "name", 4) == 0) { /* register, register of a pool, text */
             sscanf(line, "%*s %*s %*s %159s", text);
             name_command(verb, a, b, text);
@@ -243,9 +267,11 @@ int main(void)
             if (result == CUDA_ERROR_UNKNOWN)
                 result = graph_command(verb, a, b, c);
             if (result == CUDA_ERROR_UNKNOWN)
-                result = share_command(verb, a, b, c);
+                result = share_command(verb, a, b, c, d);
             if (result == CUDA_ERROR_UNKNOWN)
                 result = pool_command(verb, a, b, c);
+            if (result == CUDA_ERROR_UNKNOWN)
+                result = team_command(verb, a, b, c, d);
             printf("%d 0\n", result);
         }
         fflush(stdout);

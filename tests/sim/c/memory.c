@@ -171,6 +171,44 @@ static void mapped(void)
     OK(cuMemAddressFree(range, 16 * MIB));
 }
 
+static void multicast(void)
+{
+    CUmulticastObjectProp prop = {.numDevices = 2, .size = 4 * MIB};
+    CUmemAllocationProp memory = {.type = CU_MEM_ALLOCATION_TYPE_PINNED, .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
+    CUmemGenericAllocationHandle team, handle;
+    CUdeviceptr range;
+    size_t granularity;
+    int supported;
+    OK(cuDeviceGetAttribute(&supported, 132, 0));
+    EXPECT(supported, 1);
+    OK(cuMulticastGetGranularity(&granularity, &prop, 0));
+    EXPECT(granularity, 2 * MIB);
+    prop.numDevices = 3;
+    EXPECT(cuMulticastCreate(&team, &prop), CUDA_ERROR_INVALID_VALUE); /* there are two GPUs */
+    prop.numDevices = 2;
+    OK(cuMulticastCreate(&team, &prop));
+    OK(cuMulticastAddDevice(team, 0));
+    EXPECT(cuMulticastAddDevice(team, 0), CUDA_ERROR_INVALID_VALUE);
+    EXPECT(cuMulticastAddDevice(team, 2), CUDA_ERROR_INVALID_DEVICE);
+    OK(cuMulticastAddDevice(team, 1));
+    OK(cuMemCreate(&handle, 4 * MIB, &memory, 0));
+    EXPECT(cuMulticastBindMem(team, 0, handle, 0, MIB, 0), CUDA_ERROR_INVALID_VALUE); /* no multiple of 2 MiB */
+    OK(cuMulticastBindMem(team, 0, handle, 2 * MIB, 2 * MIB, 0));
+    EXPECT(cuMulticastBindMem(team, 0, handle, 0, 4 * MIB, 0), CUDA_ERROR_INVALID_VALUE); /* taken */
+    OK(cuMemAddressReserve(&range, 8 * MIB, 0, 0, 0));
+    OK(cuMemMap(range, 4 * MIB, 0, handle, 0));
+    OK(cuMulticastBindAddr(team, 2 * MIB, range, 2 * MIB, 0));
+    OK(cuMemUnmap(range, 4 * MIB));
+    OK(cuMemRelease(handle));
+    OK(cuMemMap(range, 4 * MIB, 0, team, 0));
+    OK(cuMulticastUnbind(team, 0, 0, 2 * MIB));
+    OK(cuMemRelease(team));
+    EXPECT(used(), 4 * MIB); /* the other half is bound, and the mapping keeps the object */
+    OK(cuMemUnmap(range, 4 * MIB));
+    EXPECT(used(), 0);
+    OK(cuMemAddressFree(range, 8 * MIB));
+}
+
 int main(void)
 {
     CUdeviceptr p;
@@ -187,6 +225,7 @@ int main(void)
     pools();
     shared_pools();
     mapped();
+    multicast();
     OK(cuMemAlloc_v2(&p, MIB));
     OK(cuCtxDestroy_v2(ctx)); /* takes its memory with it */
     EXPECT(cuMemFree_v2(p), CUDA_ERROR_INVALID_CONTEXT);

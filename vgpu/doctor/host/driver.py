@@ -8,7 +8,9 @@ import stat
 from collections.abc import Iterator
 
 from oci_hook import inventory_scan
+from oci_hook.errors import VgpuError
 from oci_hook.rootview import RootView
+from runtime_config import policy_file
 from vgpu.doctor.finding import CannotSee, Result, Seen, found
 from vgpu.doctor.host.machine import Host, NoPolicy, Run, why
 
@@ -25,6 +27,14 @@ def _simulated(host: Host) -> bool:
     try:
         return host.policy.simulate_gpus > 0
     except NoPolicy:
+        return _is_simulated_in(host.config)
+
+
+def _is_simulated_in(config: str) -> bool:
+    """By what the admin wrote: without its compiled form a simulated host must not be told to install a driver."""
+    try:
+        return policy_file.read_policy(config, "").simulate_gpus > 0
+    except VgpuError:
         return False
 
 

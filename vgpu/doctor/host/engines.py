@@ -61,11 +61,20 @@ def _has_runtime(host: Host, engine: Engine) -> bool:
 def _running(host: Host, engine: Engine) -> Start | None:
     """The daemon that runs: Docker's the one behind the socket, else the oldest of that name."""
     running = dict(host.processes(engine.program))
+    if engine is CONTAINERD:
+        running = {pid: words for pid, words in running.items() if not _is_dockers(host, pid)}
     if not running:
         return None
     behind = engine_docker.listener(host.docker) if engine is DOCKER and host.ask else None
     pid = behind if behind in running else min(running)
     return Start(f"process {pid}", tuple(running[pid]), pid)
+
+
+def _is_dockers(host: Host, pid: int) -> bool:
+    """A containerd that dockerd has started for itself, with a file of its own: Docker's own says what is started."""
+    status = host.read(f"/proc/{pid}/status") or ""
+    parent = next((line.split()[1] for line in status.splitlines() if line.startswith("PPid:")), "0")
+    return (host.read(f"/proc/{parent}/comm") or "").rstrip("\n") == DOCKER.program
 
 
 def _in_file(host: Host, engine: Engine, path: str, text: str) -> Iterator[Result]:

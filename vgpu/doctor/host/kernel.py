@@ -58,8 +58,21 @@ def selinux(host: Host) -> Iterator[Result]:
     if kind in _WRITABLE_TYPES:
         yield Seen(f"SELinux enforcing, {folder} is {kind}")
         return
-    remedy = f"semanage fcontext -a -t {_WRITABLE_TYPES[0]} '{folder}(/.*)?' && restorecon -R {folder}"
+    name = _as_selinux_has_it(host, folder)
+    remedy = f"semanage fcontext -a -t {_WRITABLE_TYPES[0]} '{name}(/.*)?' && restorecon -R {folder}"
     yield found("VGPU-KRN-003", folder, f"SELinux is enforcing, and the label is {label}", remedy=remedy)
+
+
+def _as_selinux_has_it(host: Host, path: str) -> str:
+    """semanage refuses a name whose beginning the policy takes for another's: /run is /var/run to RHEL 9, the other way
+    round to Debian."""
+    settings = host.read("/etc/selinux/config") or ""
+    kind = next((line[12:].strip() for line in settings.splitlines() if line.startswith("SELINUXTYPE=")), "targeted")
+    aliases = host.read(f"/etc/selinux/{kind}/contexts/files/file_contexts.subs_dist") or ""
+    for words in map(str.split, aliases.splitlines()):
+        if len(words) == 2 and path.startswith(f"{words[0]}/"):
+            return words[1] + path.removeprefix(words[0])
+    return path
 
 
 def apparmor(host: Host) -> Iterator[Result]:

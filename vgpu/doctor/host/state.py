@@ -85,6 +85,7 @@ def orphans(host: Host) -> Iterator[Result]:
         path = f"{state}/containers/{name}"
         if _age_s(path) > WAITING_S:  # a start that is under way has one for a moment
             yield found("VGPU-STA-001", path, "half of an entry: whoever made it was killed")
+    good = 0
     for one in _readable(host):
         owner = one.init or one.creator
         if not ledger.alive(one):
@@ -94,7 +95,9 @@ def orphans(host: Host) -> Iterator[Result]:
             evidence = f"process {owner.pid} is still {waits} and never became the container's program; {_held(one)}"
             remedy = f"kill -9 {owner.pid} && vgpu doctor --fix"
             yield found("VGPU-STA-003", ledger.folder(state, one.id), evidence, remedy=remedy)
-    yield Seen("every other slice has a living process")
+        else:
+            good += 1
+    yield Seen(f"{good} slices have a living process")
 
 
 def _held(one: Allocation) -> str:
@@ -142,6 +145,7 @@ def room(host: Host) -> Iterator[Result]:
             if part.uuid not in known:
                 evidence = f"{one.name or one.id[:12]} has {part.memory_bytes >> 20} MiB of it, and it is not there"
                 yield found("VGPU-STA-005", f"GPU {part.uuid}", evidence)
+    good = 0
     for gpu in known.values():
         memory = sum(part.memory_bytes for part in given.get(gpu.uuid, ()))
         cores = sum(part.cores_percent for part in given.get(gpu.uuid, ()))
@@ -151,7 +155,9 @@ def room(host: Host) -> Iterator[Result]:
                 f"policy allows memory {policy.overcommit_memory:g} times, cores {policy.overcommit_cores:g} times"
             )
             yield found("VGPU-STA-002", f"GPU {gpu.index}", evidence)
-    yield Seen("no other GPU is given out more than once")
+        else:
+            good += 1
+    yield Seen(f"{good} GPUs are given out no further than the policy allows")
 
 
 CHECKS: tuple[tuple[str, str, Run], ...] = (

@@ -26,8 +26,13 @@ Lacking = dict[tuple[str, str], list[Problem]]  # code and library -> who lacks 
 Refusals = list[tuple[str, ImageError]]
 
 
-def examine(root: Root, view: preflight.Image | None, ours: set[str], own: Sequence[str], at: At) -> Iterator[Result]:
-    """view: None where there is no glibc. own: folders in which the image's own program looks: a start covers them."""
+def examine(
+    root: Root, view: preflight.Image | None, ours: set[str], own: Sequence[str], told: set[str], at: At
+) -> Iterator[Result]:
+    """view: None where there is no glibc. own: folders in which the image's own program looks: a start covers them.
+
+    told: files of which is told elsewhere what they lack.
+    """
     if view is None:
         raise CannotSee("its files", "there is no glibc whose loader could be asked")
     files: dict[str, Elf] = {}
@@ -44,10 +49,11 @@ def examine(root: Root, view: preflight.Image | None, ours: set[str], own: Seque
             names[os.path.basename(path)].append(path)
             if facts.soname not in ("", os.path.basename(path)):
                 names[facts.soname].append(path)
-    lacking, refusals, late = _problems(view, files, ours, at)
+    others = {path: facts for path, facts in files.items() if path not in told}
+    lacking, refusals, late = _problems(view, others, ours, at)
     yield from _lacking(lacking, names, len(files))
     yield from (refused(error, path, severity="warning") for path, error in refusals[:_NAMED])
-    yield from program.homes(root, [(path, Provider(path, facts)) for path, facts in files.items()])
+    yield from program.homes(root, [(path, Provider(path, facts)) for path, facts in others.items()])
     yield from _uncovered(view, files, names, own)
     if late:
         yield Unseen("its files", f"{late} of {len(files)} were not looked at: it took more than {MAX_SECONDS:g} s")

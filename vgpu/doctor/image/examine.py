@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from oci_hook import preflight, request
 from oci_hook.errors import ImageError, RequestError, shown
+from oci_hook.programs import loaded
 from oci_hook.records import Request, Start
 from vgpu.doctor.finding import CannotSee, Check, Result, Seen, found, refused, run
 from vgpu.doctor.image import deep, program, toolkit
@@ -56,11 +57,19 @@ class Asked:
             raise self.driver
         return self.driver
 
+    def _starts(self, words: Sequence[str]) -> list[Start]:
+        return [Start(self.config.env, self.config.cwd, word) for word in words]
+
     def own_folders(self) -> tuple[str, ...]:
         """Where the program looks that a container of this image starts, as the start itself sees it."""
-        words = self.programs or (*self.config.entrypoint, *self.config.cmd)[:1]
-        starts = [Start(self.config.env, self.config.cwd, word) for word in words]
+        starts = self._starts(self.programs or (*self.config.entrypoint, *self.config.cmd)[:1])
         return tuple(folder for start in starts for folder in preflight.own_folders(self.root, start))
+
+    def own_files(self) -> set[str]:
+        """The ELF files that the check of the program looks at, without links."""
+        words = self.programs or tuple(program.started(self.config))
+        files = [loaded(self.root, start) for start in self._starts(words)]
+        return {self.root.real(one[0]) for one in files if one is not None}
 
     def ours(self) -> set[str]:
         """Names that the mounts bring."""
@@ -81,13 +90,9 @@ def examine(asked: Asked) -> tuple[Check, ...]:
         run(cuda, "requirements", requirements(asked)),
     ]
     if asked.deep:
-        checks.append(
-            run(
-                every,
-                "files",
-                deep.examine(asked.root, _view_or_none(asked), asked.ours(), asked.own_folders(), asked.at),
-            )
-        )
+        folders, told = asked.own_folders(), asked.own_files()
+        files = deep.examine(asked.root, _view_or_none(asked), asked.ours(), folders, told, asked.at)
+        checks.append(run(every, "files", files))
     return tuple(checks)
 
 
@@ -158,7 +163,7 @@ def _request(asked: Asked) -> Iterator[Result]:
         return
     names = sorted(name for name in asked.config.labels if name.startswith("vgpu."))
     yield Seen(
-        f"its labels ask for {', '.join(names)}" if names else "nothing of its own that a request could trip over"
+        f"its labels ask for {', '.join(names)}" if names else "no label or variable of its own that asks wrongly"
     )
 
 

@@ -162,9 +162,14 @@ class Tree:
             raise ElfError(node.elf)
         return node.elf
 
-    def names(self, folder: str) -> list[str]:
+    def names(self, folder: str, seen: set[tuple[int, int]] | None = None) -> list[str]:
+        """As RootView.names."""
         node = self.node(folder)
-        return [] if node is None or node.kind != FOLDER else list(node.names)
+        if node is None or node.kind != FOLDER or (0, node.number) in (seen or ()):
+            return []
+        if seen is not None:
+            seen.add((0, node.number))
+        return list(node.names)
 
     def identity(self, path: str) -> tuple[int, int] | None:
         node = self.node(path)
