@@ -117,7 +117,8 @@ static void finish_kernels(void)
     failures += synchronize() != 0;
 }
 
-/* In the first tenths of a second after a new kernel our wrapper may look what its code has taken: not a warm program. */
+/* In the first tenths of a second after a new kernel our wrapper may look what its code has taken: a launch then reads a
+ * clock as well. That is told apart, as launch,new. */
 static void warm_up(void)
 {
     const struct timespec pause = {.tv_sec = 0, .tv_nsec = 110000000};
