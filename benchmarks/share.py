@@ -120,7 +120,7 @@ def disturber(box: Box) -> Callable[[], None]:
 
 def monitor(made: Sequence[Box]) -> Callable[[], None]:
     """What `vgpu monitor` does once a second, by the simulated GPU's count instead of NVML's."""
-    now = [calibrate.FULL] * len(made)
+    now, accounts = [calibrate.FULL] * len(made), [calibrate.Account() for _ in made]
     last = (time.monotonic(), had_ns(made), [box.usage().gpus[0].busy_ns for box in made])
 
     def look() -> None:
@@ -132,7 +132,7 @@ def monitor(made: Sequence[Box]) -> Callable[[], None]:
         for number, box in enumerate(made):
             sm = (had[number] - last[1][number]) / 1e9 / seconds
             busy = (charged[number] - last[2][number]) / 1e9 / seconds
-            told = calibrate.charge_permille(now[number], Rate(seconds, busy, sm, 0, 1, ()))
+            told = accounts[number].charge_permille(now[number], Rate(seconds, busy, sm, 0, 1, ()))
             now[number] = told or now[number]
             box.set_field("charge_until_s", int(time.clock_gettime(time.CLOCK_BOOTTIME)) + 4)
             box.set_field("charge_permille", now[number])
