@@ -600,19 +600,15 @@ VGW_EXPORT CUresult cuMemMap(CUdeviceptr ptr, size_t size, size_t offset, CUmemG
 VGW_EXPORT CUresult cuMemMapArrayAsync(CUarrayMapInfo *mapInfoList, unsigned int count, CUstream hStream);
 VGW_EXPORT CUresult cuMemMapArrayAsync(CUarrayMapInfo *mapInfoList, unsigned int count, CUstream hStream)
 {
-    (void)mapInfoList;
-    (void)count;
-    (void)hStream;
-    return vgw_refuse();
+    vgw_fn_map_array *real = (vgw_fn_map_array *)vgw_real(VGW_AT_cuMemMapArrayAsync);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_map_array(real, mapInfoList, count, hStream);
 }
 
 VGW_EXPORT CUresult cuMemMapArrayAsync_ptsz(CUarrayMapInfo *mapInfoList, unsigned int count, CUstream hStream);
 VGW_EXPORT CUresult cuMemMapArrayAsync_ptsz(CUarrayMapInfo *mapInfoList, unsigned int count, CUstream hStream)
 {
-    (void)mapInfoList;
-    (void)count;
-    (void)hStream;
-    return vgw_refuse();
+    vgw_fn_map_array *real = (vgw_fn_map_array *)vgw_real(VGW_AT_cuMemMapArrayAsync_ptsz);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_map_array(real, mapInfoList, count, hStream);
 }
 
 VGW_EXPORT CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps);
