@@ -1,6 +1,6 @@
 /* fuzz.h - what the fuzz targets share: a box of their own in the working folder, the bytes that they are given, and the
  * wrapper's own region.c and slot.c, whose state is forgotten after each run. A target includes it once; ledger.c,
- * bucket.c and neighbours.c are linked. tests/libcuda_wrap/fuzzing.py builds and runs them; VGW_BOX is ".".
+ * bucket.c, neighbours.c and past.c are linked. tests/libcuda_wrap/fuzzing.py builds and runs them; VGW_BOX is ".".
  */
 #ifndef FUZZ_H
 #define FUZZ_H

@@ -19,16 +19,18 @@ static uint64_t a_time(struct input *input)
 
 static void write_record(const char *file, struct input *input)
 {
-    struct vgw_share share = {0};
+    struct vgw_share_gpu records[VGW_MAX_GPUS] = {0};
     const uint64_t how = next(input, 1);
-    struct vgw_share_gpu *record = &share.gpus[how % VGW_MAX_GPUS];
+    struct vgw_share_gpu *record = &records[how % VGW_MAX_GPUS];
     record->tokens_ns = (int64_t)any_number(input);
     record->refilled_ns = a_time(input);
     record->active_until_ns = a_time(input);
     record->borrow_permille = any_number(input);
     record->borrowed_ns = a_time(input);
     record->claimed_ns = a_time(input);
-    write_file(file, &share, how < 0xe0 ? sizeof share : next(input, 2) % sizeof share);
+    write_file(file, records, sizeof records);
+    const size_t size = how < 0xe0 ? sizeof(struct vgw_share) : next(input, 2) % sizeof records;
+    must(truncate(file, (off_t)size) == 0, "the file can be cut, or have a hole");
 }
 
 /* What it could lend at most, less what is kept for it, in percent: 0, or all that is kept for it and not lent. */
