@@ -18,7 +18,7 @@ from libcuda_wrap.toolchain import PACKAGE, WARNINGS
 
 FUZZ = Path(__file__).parent / "fuzz"
 TARGETS = ("quota", "region", "neighbours")
-LINKED = ("ledger.c", "bucket.c", "neighbours.c")  # region.c and slot.c are part of the target: fuzz.h
+LINKED = ("ledger.c", "bucket.c", "neighbours.c", "past.c")  # region.c and slot.c are part of the target: fuzz.h
 HANG_S = 5  # one input takes less than a millisecond
 
 
