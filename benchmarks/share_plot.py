@@ -59,7 +59,7 @@ def steps(result: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4))
     for each in result["steps"]:
         times = [1000 * number / len(each["percent"]) for number in range(len(each["percent"]))]
-        settled = f"{each['settled_ms']:g} ms"
+        settled = f"{each['settled_ms'][0]:g} ms"
         axes[0].plot(times, each["percent"], label=f"{each['from']} to {each['to']} percent, settled after {settled}")
     axes[0].set(title="vgpu set --cores", xlabel="ms since the change", ylabel="percent in 10 ms")
     back = result["owner_returns"]

@@ -101,7 +101,7 @@ def ffi() -> Any:
 def constants() -> dict[str, int]:
     """The headers' numbers by name, VGW_QUOTA_MAGIC and so on."""
     found: dict[str, int] = {}
-    for name in ("vgw_quota.h", "vgw_usage.h"):
+    for name in ("vgw_quota.h", "vgw_usage.h", "vgw_share.h"):
         for key, value in re.findall(r"#define (VGW_\w+)\s+(0x[0-9a-f]+|\d+)u\b", (_INCLUDE / name).read_text("utf-8")):
             found[key] = int(value, 0)
     return found

@@ -17,7 +17,7 @@ from libcuda_wrap.toolchain import PACKAGE, ROOT, Toolchain
 from oci_hook.errors import VgpuError
 
 BOX = "/usr/lib/vgpu"
-_SHARED = ("layout.c", "region.c", "slot.c", "ledger.c", "bucket.c", "neighbours.c", "real.c")
+_SHARED = ("layout.c", "region.c", "slot.c", "ledger.c", "bucket.c", "neighbours.c", "past.c", "real.c")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ CUDA = Wrapper(
         "pool.c",
         "poolshare.c",
         "array.c",
+        "tiles.c",
         "vmm.c",
         "multicast.c",
         "context.c",

@@ -173,7 +173,8 @@ class Ledger:
                     os.fchmod(box, 0o755)  # whatever the umask
                     _write(box, "quota", quota, 0o644)
                     _write(box, "usage", usage, 0o666, size=usage_bytes)
-                    _write(box, "share", b"", 0o666, size=neighbours.SHARE_BYTES)
+                    used = neighbours.used_bytes(len(allocation.placement.slices))
+                    _write(box, "share", b"", 0o666, size=used, length=neighbours.SHARE_BYTES)
                     for name in BOX_PLACEHOLDERS:
                         _write(box, name, b"", 0o644)
                     for number in range(len(allocation.placement.slices)):
@@ -334,7 +335,8 @@ def _text(record: object) -> bytes:
     return fastjson.dumps(as_json(record)).encode()
 
 
-def _write(folder_fd: int, name: str, data: bytes, mode: int, *, size: int = 0) -> None:
+def _write(folder_fd: int, name: str, data: bytes, mode: int, *, size: int = 0, length: int = 0) -> None:
+    """size: bytes that are there for sure; length: of the file, if more."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(name, flags, mode, dir_fd=folder_fd)
     try:
@@ -343,6 +345,8 @@ def _write(folder_fd: int, name: str, data: bytes, mode: int, *, size: int = 0) 
             data = data[os.write(descriptor, data) :]
         if size:
             os.posix_fallocate(descriptor, 0, size)  # a full disk refuses here, not a program by SIGBUS later
+        if length:
+            os.ftruncate(descriptor, length)
     finally:
         os.close(descriptor)
 

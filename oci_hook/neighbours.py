@@ -17,8 +17,15 @@ if TYPE_CHECKING:
 
     from oci_hook.records import Slice
 
-SHARE_BYTES = 1024
+_HEAD_BYTES, _PAST_BYTES, _GPUS = 1024, 139264, 16  # struct vgw_share: its records, and a past for each GPU
+SHARE_BYTES = _HEAD_BYTES + _GPUS * _PAST_BYTES
 FOLDER = "gpus"
+
+
+def used_bytes(gpus: int) -> int:
+    """Of the share file, what a container on so many GPUs can touch. The rest stays a hole: it is 2 MiB, of memory
+    where the state folder is a tmpfs."""
+    return _HEAD_BYTES + gpus * _PAST_BYTES
 
 
 def gpu_folder(state_dir: str, uuid: str) -> str:

@@ -19,6 +19,7 @@ OTHERS = (
 )  # fmt: skip
 ALONE = (  # how time is shared, as simulated GPUs and real processors share it
     "tests/libcuda_wrap/test_wrapper_share.py", "tests/libcuda_wrap/test_wrapper_soft.py",
+    "tests/libcuda_wrap/test_wrapper_turns.py",
     "tests/vgpu/monitor/test_explain_live.py", "tests/vgpu/monitor/test_calibrated.py",
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-/* vgw_share.h - the share file: what containers on the same GPU know of one another, so that idle time can be borrowed.
+/* vgw_share.h - the share file: what containers on the same GPU know of one another: what they leave idle, and when they work.
  *
  * Each container writes its own, VGW_BOX "/share" in there, one record for each of its GPUs, in its own order. All
  * containers on a GPU can read each other's: VGW_BOX "/gpu<number>" is a read-only folder with a link to the share file
@@ -14,7 +14,7 @@
 
 #include <stdint.h>
 
-#include "vgw_quota.h"
+#include "vgw_usage.h"
 
 /* Times are CLOCK_MONOTONIC. All zero: it has launched nothing. */
 struct vgw_share_gpu {
@@ -27,10 +27,22 @@ struct vgw_share_gpu {
     uint64_t reserved[2];
 };
 
-struct vgw_share {
-    struct vgw_share_gpu gpus[VGW_MAX_GPUS];
+#define VGW_CELL_SHIFT 18u /* of nanoseconds: a cell is about a quarter of a millisecond */
+#define VGW_CELLS      16384u
+
+/* When the container's processes had work on the GPU, a ring of cells. Cell n is at n % VGW_CELLS and holds n 32 bits |
+ * nanoseconds 32 bits: for how long a process had work in it, summed over processes. What is under way is told ahead, as
+ * expected; until when, is kept for each slot of the usage file: of the dead it is taken off again. */
+struct vgw_share_past {
+    uint64_t cells[VGW_CELLS];
+    uint64_t until_ns[VGW_MAX_SLOTS];
 };
 
-_Static_assert(sizeof(struct vgw_share) == 1024, "share layout 1");
+struct vgw_share {
+    struct vgw_share_gpu gpus[VGW_MAX_GPUS];
+    struct vgw_share_past past[VGW_MAX_GPUS];
+};
+
+_Static_assert(sizeof(struct vgw_share) == 2229248, "share layout 2");
 
 #endif

@@ -17,6 +17,7 @@
 #define CHECK_NS     5000000u /* how often the others' lives are looked at, and a sleeper's guess made anew */
 #define SPIN_NS      60000u   /* what the kernel may oversleep */
 #define NO_POINT     UINT64_MAX
+#define WRITERS      8u /* that may be interrupted at once while they write a point */
 
 static pthread_mutex_t launching = PTHREAD_MUTEX_INITIALIZER; /* this process's threads queue one at a time */
 
@@ -180,6 +181,18 @@ struct span { /* the wanted moment lies after `before` and not after `at` */
     struct vgs_instant before, at;
 };
 
+/* Whether a place of the ring still has the point of a round before: who has taken its number was interrupted before it wrote.
+ * Then some that are older by number are newer. */
+static bool left_over(const struct vgs_instant *points, uint64_t number, uint64_t count, uint64_t real_ns)
+{
+    for (uint64_t back = 1; back <= WRITERS && back <= number; back++) {
+        const struct vgs_instant older = read_pair(&points[(number - back) % count]);
+        if (older.virtual_ns != NO_POINT && older.real_ns > real_ns)
+            return true;
+    }
+    return false;
+}
+
 /* Narrows the span by points of the past, newest first, until one lies before it. */
 static bool narrow(struct span *span, const struct vgs_instant *points, uint64_t newest, uint64_t count,
                    uint64_t virtual_ns)
@@ -191,7 +204,7 @@ static bool narrow(struct span *span, const struct vgs_instant *points, uint64_t
         if (point.virtual_ns >= virtual_ns) {
             if (point.real_ns < span->at.real_ns)
                 span->at = point;
-        } else if (point.real_ns < span->at.real_ns) {
+        } else if (point.real_ns < span->at.real_ns && !left_over(points, newest - back, count, point.real_ns)) {
             span->before = point;
             return true;
         }

@@ -35,7 +35,7 @@ struct vgw_cost *vgw_cost_of(uint64_t key)
     return cost;
 }
 
-void vgw_cost_learn(struct vgw_cost *cost, uint64_t ns, uint64_t now_ns)
+void vgw_cost_learn(struct vgw_cost *cost, uint64_t ns, bool own, uint64_t now_ns)
 {
     if (cost->samples++ == 0 || ns > MUCH * (cost->ns + 1)) {
         cost->ns = cost->samples == 1 ? ns : cost->ns + (ns - cost->ns) / 2;
@@ -44,15 +44,18 @@ void vgw_cost_learn(struct vgw_cost *cost, uint64_t ns, uint64_t now_ns)
         cost->in_window = 0;
         return;
     }
+    if (own)
+        cost->ns = (7 * cost->ns + ns) / 8;
     if (ns < cost->lowest_ns)
         cost->lowest_ns = ns;
-    if (ns < cost->ns)
+    if (!own && ns < cost->ns)
         cost->ns = ns;
     const uint64_t passed = now_ns - cost->window_ns;
     cost->in_window++;
     if (passed < WINDOW_NS || (cost->in_window < WINDOW_SAMPLES && passed < LONGEST_NS))
         return;
-    cost->ns = cost->lowest_ns;
+    if (!own)
+        cost->ns = cost->lowest_ns;
     cost->lowest_ns = UINT64_MAX;
     cost->window_ns = now_ns;
     cost->in_window = 0;

@@ -15,6 +15,7 @@
 #include "vgw_cost.h"
 #include "vgw_driver.h"
 #include "vgw_neighbours.h"
+#include "vgw_past.h"
 #include "vgw_region.h"
 
 #define BATCHES      16u
@@ -22,6 +23,7 @@
 #define BATCH_NS     2000000u  /* of estimated time: then a batch is closed */
 #define SMALLEST_NS  50000u    /* goal of the first batch that may have more than one launch */
 #define MOST_STRETCH 16.0      /* more neighbours at once are not believed */
+#define LONG_NS      750000u   /* of one launch: shorter ones have moments enough at which nobody disturbs */
 #define BACKLOG_NS   20000000u /* of estimated time, unmeasured: no more is launched */
 
 struct batch {
@@ -31,11 +33,12 @@ struct batch {
     struct vgw_cost *costs[KINDS];
     unsigned launches[KINDS];
     unsigned kinds;
-    unsigned in_flight;    /* launches whose driver call has not returned */
-    uint64_t estimated_ns; /* of GPU time */
-    uint64_t tokens;       /* taken */
-    uint64_t opened_ns;
-    bool unknown; /* has a launch that was never measured */
+    unsigned in_flight;             /* launches whose driver call has not returned */
+    uint64_t estimated_ns;          /* of GPU time */
+    uint64_t tokens;                /* taken */
+    uint64_t opened_ns, running_ns; /* when it was opened; when it was last seen not to have ended */
+    bool first;                     /* nothing else was under way when it was opened */
+    bool unknown;                   /* has a launch that was never measured */
     bool closed, lost;
 };
 
@@ -44,7 +47,8 @@ static struct lane { /* one per GPU */
     uint64_t first, next; /* batches first to next - 1 are not settled; [next - 1] may be open */
     CUevent settled_end;  /* of the batch settled last, still in batches[(first - 1) % BATCHES] */
     CUcontext settled_context;
-    uint64_t goal_ns; /* of a batch; 0: one launch each */
+    uint64_t settled_end_ns, busy_since_ns; /* CLOCK_MONOTONIC; since when there has been something under way */
+    uint64_t goal_ns;                       /* of a batch; 0: one launch each */
     uint64_t estimated_ns, tokens;
     double stretch; /* by neighbours, of the last batches: 1 is none */
     bool unknown;
@@ -81,7 +85,9 @@ static void tell_owed(struct lane *lane, unsigned gpu)
 static void tell_active(const struct lane *lane, unsigned gpu)
 {
     const double stretch = lane->stretch < 1 ? 1 : lane->stretch > MOST_STRETCH ? MOST_STRETCH : lane->stretch;
-    vgw_tell_active(gpu, vgw_now_ns() + (uint64_t)((double)lane->estimated_ns * stretch * 1.25));
+    const uint64_t now = vgw_now_ns(), left = (uint64_t)((double)lane->estimated_ns * stretch);
+    vgw_tell_active(gpu, now + left + left / 4);
+    vgw_past_work(gpu, now, now + 2 * left); /* twice: who waits for a kernel cannot tell more before it has ended */
 }
 
 static void close_batch(struct batch *batch)
@@ -102,7 +108,7 @@ static bool between(CUevent from, CUevent to, int64_t *ns)
 }
 
 /* What the batch took is shared out among its kinds in proportion to their estimates; returns the new estimate. */
-static uint64_t learn(struct batch *batch, uint64_t took_ns)
+static uint64_t learn(struct batch *batch, uint64_t took_ns, bool own)
 {
     const uint64_t now = vgw_now_ns();
     uint64_t sum = 0, known = 0;
@@ -111,32 +117,67 @@ static uint64_t learn(struct batch *batch, uint64_t took_ns)
     for (unsigned kind = 0; kind < batch->kinds; kind++) {
         struct vgw_cost *cost = batch->costs[kind];
         const double part = (double)(cost->ns + 1) / (double)(known == 0 ? 1 : known);
-        vgw_cost_learn(cost, (uint64_t)(part * (double)took_ns), now);
+        vgw_cost_learn(cost, (uint64_t)(part * (double)took_ns), own, now);
         sum += batch->launches[kind] * cost->ns;
     }
     return sum;
 }
 
-static void settle(struct lane *lane, unsigned gpu, struct batch *batch)
+struct span {
+    uint64_t took_ns, own_ns, end_ns; /* own: not counted with the batch settled before; end: CLOCK_MONOTONIC */
+    bool overlaps;
+};
+
+/* When the batch ran. The GPU's clock is not ours: from a batch that was begun on an idle GPU each end is known by the one
+ * before, within what was seen. false: it cannot be told. */
+static bool span_of(const struct lane *lane, const struct batch *batch, struct span *span)
 {
     int64_t took = 0, since = 0;
-    uint64_t charge_ns = batch->estimated_ns;
-    if (!batch->lost && between(batch->begin, batch->end, &took) && took >= 0) {
-        const bool overlaps = lane->settled_end != NULL && lane->settled_context == batch->context &&
-                              between(lane->settled_end, batch->end, &since) && since < took;
-        const uint64_t own = overlaps ? (uint64_t)(since < 0 ? 0 : since) : (uint64_t)took;
-        const uint64_t expected = !overlaps || batch->unknown ? learn(batch, (uint64_t)took) : batch->estimated_ns;
-        charge_ns = own < expected || vgw_alone(gpu, vgw_now_ns()) ? own : expected;
-        if (!overlaps && expected > 0)
-            lane->stretch = (lane->stretch + (double)took / (double)expected) / 2;
-    }
-    const uint64_t tokens = vgw_bucket_tokens(gpu, charge_ns);
-    uint64_t launches = 0;
+    if (batch->lost || !between(batch->begin, batch->end, &took) || took < 0)
+        return false;
+    const bool follows = lane->settled_end != NULL && lane->settled_context == batch->context &&
+                         between(lane->settled_end, batch->end, &since);
+    const uint64_t now = vgw_now_ns();
+    span->overlaps = follows && since < took;
+    span->took_ns = (uint64_t)took;
+    span->own_ns = span->overlaps ? (uint64_t)(since < 0 ? 0 : since) : (uint64_t)took;
+    span->end_ns =
+        follows && !batch->first ? lane->settled_end_ns + (uint64_t)since : batch->opened_ns + (uint64_t)took;
+    span->end_ns = span->end_ns < batch->running_ns ? batch->running_ns : span->end_ns;
+    span->end_ns = span->end_ns > now ? now : span->end_ns;
+    return true;
+}
+
+/* What the batch is charged, and what is learned from it. */
+static uint64_t charge_of(struct lane *lane, unsigned gpu, struct batch *batch, const struct span *span,
+                          uint64_t launches)
+{
+    struct vgw_own own = {span->own_ns, vgw_alone(gpu, vgw_now_ns())};
+    if (!own.all_seen && span->took_ns >= LONG_NS * launches)
+        own = vgw_past_own(gpu, span->end_ns - span->own_ns, span->end_ns);
+    const double part = span->own_ns == 0 ? 1 : (double)own.ns / (double)span->own_ns;
+    const uint64_t took = (uint64_t)(part * (double)span->took_ns);
+    const bool learns = !span->overlaps || batch->unknown;
+    const uint64_t expected = learns ? learn(batch, took, own.all_seen) : batch->estimated_ns;
+    if (!span->overlaps && expected > 0)
+        lane->stretch = (lane->stretch + (double)span->took_ns / (double)expected) / 2;
+    return own.all_seen || own.ns < expected ? own.ns : expected;
+}
+
+static void settle(struct lane *lane, unsigned gpu, struct batch *batch)
+{
+    struct span span;
+    uint64_t charge_ns = batch->estimated_ns, launches = 0;
     for (unsigned kind = 0; kind < batch->kinds; kind++)
         launches += batch->launches[kind];
+    const bool measured = span_of(lane, batch, &span);
+    if (measured)
+        charge_ns = charge_of(lane, gpu, batch, &span, launches);
+    const uint64_t tokens = vgw_bucket_tokens(gpu, charge_ns);
     vgw_bucket_correct(gpu, (int64_t)(tokens - batch->tokens));
     vgw_bucket_used(gpu, tokens, launches);
     lane->settled_end = batch->lost ? NULL : batch->end;
+    lane->settled_end_ns = measured ? span.end_ns : vgw_now_ns();
     lane->settled_context = batch->context;
     lane->estimated_ns -= batch->estimated_ns;
     lane->tokens -= batch->tokens;
@@ -148,10 +189,18 @@ static void settle_ready(struct lane *lane, unsigned gpu)
     const uint64_t first = lane->first;
     while (lane->first != lane->next) {
         struct batch *batch = &lane->batches[lane->first % BATCHES];
-        if (!batch->closed || (!batch->lost && vgw_driver.cuEventQuery(batch->end) == CUDA_ERROR_NOT_READY))
+        if (!batch->closed)
             break;
+        if (!batch->lost && vgw_driver.cuEventQuery(batch->end) == CUDA_ERROR_NOT_READY) {
+            batch->running_ns = vgw_now_ns();
+            const uint64_t longer = (batch->running_ns - batch->opened_ns) / 8; /* until it is looked at again */
+            vgw_past_work(gpu, lane->busy_since_ns, batch->running_ns + longer);
+            break;
+        }
         settle(lane, gpu, batch);
     }
+    if (lane->first != first && lane->first == lane->next)
+        vgw_past_done(gpu, lane->busy_since_ns, lane->settled_end_ns);
     lane->unknown = false;
     for (uint64_t at = lane->first; at != lane->next; at++)
         lane->unknown |= lane->batches[at % BATCHES].unknown;
@@ -186,6 +235,15 @@ bool vgw_measure_room(unsigned gpu)
     return room;
 }
 
+bool vgw_measure_under_way(unsigned gpu)
+{
+    pthread_mutex_lock(&lock);
+    const struct lane *lane = &lanes[gpu];
+    const bool any = lane->first != lane->next && lane->batches[lane->first % BATCHES].closed;
+    pthread_mutex_unlock(&lock);
+    return any;
+}
+
 /* Two events of the context; those of the batch that was here before, if they are of the same. */
 static bool have_events(struct batch *batch, CUcontext context)
 {
@@ -212,6 +270,9 @@ static struct batch *new_batch(struct lane *lane, const struct vgw_launch *launc
     batch->context = launch->context;
     batch->stream = launch->stream;
     batch->opened_ns = vgw_now_ns();
+    batch->first = lane->first == lane->next;
+    if (batch->first)
+        lane->busy_since_ns = batch->opened_ns;
     lane->next++;
     return batch;
 }
@@ -243,7 +304,7 @@ static struct batch *joinable(struct lane *lane, const struct vgw_launch *launch
     return joins ? batch : NULL;
 }
 
-void vgw_measure_begin(const struct vgw_launch *launch)
+bool vgw_measure_begin(const struct vgw_launch *launch)
 {
     struct lane *lane = &lanes[launch->gpu];
     CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
@@ -273,6 +334,9 @@ void vgw_measure_begin(const struct vgw_launch *launch)
     }
     relax(&mode);
     pthread_mutex_unlock(&lock);
+    if (batch == NULL) /* many threads at once: what was taken is what it costs */
+        vgw_bucket_used(launch->gpu, launch->tokens, 1);
+    return batch != NULL;
 }
 
 void vgw_measure_end(const struct vgw_launch *launch, CUresult result)
@@ -321,4 +385,5 @@ void vgw_measure_forked(void)
     pthread_mutex_init(&lock, NULL);
     memset(lanes, 0, sizeof lanes);
     vgw_cost_forget_all();
+    vgw_past_forked();
 }

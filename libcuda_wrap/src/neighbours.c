@@ -34,11 +34,6 @@ struct around { /* all in nanoseconds of GPU time within the window, but cores: 
     unsigned others;
 };
 
-struct entry {
-    unsigned cores, number, gpus, class;
-    unsigned long inode;
-};
-
 static uint64_t later(uint64_t one, uint64_t other)
 {
     return one > other ? one : other;
@@ -84,7 +79,7 @@ static uint64_t lends(const struct around *around, const struct vgw_share_gpu *r
     return from < around->now_ns ? (around->now_ns - from) * cores / 100 : 0;
 }
 
-static void count(struct around *around, const struct entry *entry, const struct vgw_share_gpu *record)
+static void count(struct around *around, const struct vgw_neighbour *entry, const struct vgw_share_gpu *record)
 {
     around->others++;
     around->reserved += entry->cores;
@@ -103,33 +98,32 @@ static void count(struct around *around, const struct entry *entry, const struct
     }
 }
 
-static void visit(struct around *around, int folder, const char *name)
+static void look_at(void *what, const struct vgw_neighbour *entry, int fd)
 {
-    struct entry entry;
+    struct around *around = what;
     struct vgw_share_gpu record;
+    if (pread(fd, &record, sizeof record, (off_t)(entry->number * sizeof record)) != (ssize_t)sizeof record)
+        record = (struct vgw_share_gpu){.refilled_ns = UINT64_MAX}; /* cut: it lends nothing */
+    count(around, entry, &record);
+}
+
+static void visit(int folder, const char *name, vgw_neighbour_look *look, void *what)
+{
+    struct vgw_neighbour entry;
     struct stat status;
     if (sscanf(name, "%3u.%2u.%2u.%1u.%20lu", &entry.cores, &entry.number, &entry.gpus, &entry.class, &entry.inode) !=
             5 ||
-        entry.cores > 100 || entry.number >= VGW_MAX_GPUS)
+        entry.cores > 100 || entry.number >= VGW_MAX_GPUS || entry.inode == vgw_share_inode)
         return;
-    if (entry.inode == vgw_share_inode) {
-        around->reserved += entry.cores;
-        return;
-    }
     const int fd = openat(folder, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0)
         return;
-    const off_t at = (off_t)(entry.number * sizeof record);
-    if (fstat(fd, &status) == 0 && status.st_nlink > entry.gpus) {
-        if (pread(fd, &record, sizeof record, at) != (ssize_t)sizeof record)
-            record = (struct vgw_share_gpu){.refilled_ns = UINT64_MAX}; /* cut: it lends nothing */
-        count(around, &entry, &record);
-    }
+    if (fstat(fd, &status) == 0 && status.st_nlink > entry.gpus)
+        look(what, &entry, fd);
     close(fd);
 }
 
-/* false: there is no folder, or it cannot be read. */
-static bool look_around(struct around *around, unsigned gpu)
+bool vgw_each_neighbour(unsigned gpu, vgw_neighbour_look *look, void *what)
 {
     char path[sizeof VGW_BOX + 16];
     union {
@@ -146,7 +140,7 @@ static bool look_around(struct around *around, unsigned gpu)
             uint16_t length; /* struct linux_dirent64: inode 8, offset 8, length 2, type 1, name */
             memcpy(&length, &list.bytes[at + 16], sizeof length);
             if (list.bytes[at + 19] != '.')
-                visit(around, folder, &list.bytes[at + 19]);
+                visit(folder, &list.bytes[at + 19], look, what);
             at += length;
         }
     close(folder);
@@ -193,7 +187,8 @@ uint64_t vgw_idle_time(unsigned gpu, uint64_t now_ns)
     around.from_ns = since > now_ns ? now_ns - LOOK_NS : later(since, now_ns - WINDOW_NS);
     around.cores = vgw_bucket_share(gpu);
     const int error = errno;
-    const bool seen = look_around(&around, gpu);
+    around.reserved = around.cores;
+    const bool seen = vgw_each_neighbour(gpu, look_at, &around);
     errno = error;
     if (!seen)
         return 0;
@@ -221,7 +216,8 @@ bool vgw_alone(unsigned gpu, uint64_t now_ns)
         return last[gpu].alone;
     struct around around = {.now_ns = now_ns, .from_ns = now_ns, .class = 4};
     const int error = errno;
-    last[gpu].alone = vgw_share != NULL && one_process() && look_around(&around, gpu) && around.others == 0;
+    last[gpu].alone =
+        vgw_share != NULL && one_process() && vgw_each_neighbour(gpu, look_at, &around) && around.others == 0;
     last[gpu].looked_ns = now_ns;
     errno = error;
     return last[gpu].alone;

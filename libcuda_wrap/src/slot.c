@@ -21,6 +21,7 @@
 
 #include "vgw_bucket.h"
 #include "vgw_ledger.h"
+#include "vgw_past.h"
 
 #ifndef F_OFD_SETLK
 #define F_OFD_SETLK 37 /* Linux 3.15; the headers of glibc 2.17 do not have it */
@@ -65,6 +66,7 @@ static bool recover(unsigned slot)
     for (unsigned gpu = 0; gpu < VGW_MAX_GPUS; gpu++)
         bytes += vgw_ledger_recover(vgw_usage, slot, gpu);
     vgw_bucket_recover(slot);
+    vgw_past_recover(slot);
     for (unsigned gpu = 0; gpu < VGW_MAX_GPUS; gpu++)
         __atomic_store_n(&vgw_usage->slots[slot].gpus[gpu].busy_ns, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&vgw_usage->slots[slot].pid, 0, __ATOMIC_RELEASE);

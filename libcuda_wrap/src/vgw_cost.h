@@ -19,7 +19,7 @@ struct vgw_cost {
 struct vgw_cost *vgw_cost_of(uint64_t key);
 
 /* A measurement: `ns` for one launch. */
-void vgw_cost_learn(struct vgw_cost *cost, uint64_t ns, uint64_t now_ns);
+void vgw_cost_learn(struct vgw_cost *cost, uint64_t ns, bool own, uint64_t now_ns);
 
 void vgw_cost_forget_all(void);
 

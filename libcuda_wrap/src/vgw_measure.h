@@ -22,8 +22,12 @@ uint64_t vgw_measure_estimate(uint64_t key);
 /* Settles what has ended. false: more than may be is still unmeasured; ask again later. */
 bool vgw_measure_room(unsigned gpu);
 
-/* Around the driver's call. The second with its result: a launch that failed is given back. */
-void vgw_measure_begin(const struct vgw_launch *launch);
+/* Whether something is under way whose end is worth looking for. */
+bool vgw_measure_under_way(unsigned gpu);
+
+/* Around the driver's call. The second with its result: a launch that failed is given back; not if the first was false: the
+ * launch is charged as expected, and not measured. */
+bool vgw_measure_begin(const struct vgw_launch *launch);
 void vgw_measure_end(const struct vgw_launch *launch, CUresult result);
 
 /* The context goes, and with it what is being measured there. */

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.libcuda_wrap.wrapped import Box, Start, simulated_driver, starter
+from tests.libcuda_wrap.wrapped import GIB, Box, Start, part, simulated_driver, starter
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +48,25 @@ def plain_box(boxes: Callable[[str], Box]) -> Iterator[Box]:
 @pytest.fixture
 def start(box: Box, driver: Path) -> Start:
     return starter(box, driver)
+
+
+@pytest.fixture(scope="session")
+def three(boxes: Callable[[str], Box], tmp_path_factory: pytest.TempPathFactory, driver: Path) -> list[Box]:
+    """Three containers on one GPU. The first has the GPU's files, the others share them."""
+    made = [boxes(""), *(Box.make(tmp_path_factory.mktemp("beside"), "", driver) for _ in range(2))]
+    for box in made[1:]:
+        for name in ("sim", "gpus"):
+            (box.folder / name).symlink_to(made[0].folder / name)
+    return made
+
+
+@pytest.fixture
+def side_by_side(three: list[Box]) -> Iterator[list[Box]]:
+    three[0].fresh(part(0, GIB))
+    yield three
+    for box in three:
+        box.close()
+        (box.folder / "share").unlink(missing_ok=True)  # as the end of a container: its links are not valid any more
 
 
 @pytest.fixture(scope="session")

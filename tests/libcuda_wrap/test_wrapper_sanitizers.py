@@ -38,14 +38,14 @@ def test_no_data_race_between_threads(tmp_path: Path) -> None:
     neighbour = tmp_path / "neighbour"
     neighbour.write_bytes(bytes(neighbours.SHARE_BYTES))  # idle: it lends all of its share
     (tmp_path / "gpu0/40.0.1.0.1").hardlink_to(neighbour)
-    done = raced("races", "ledger slot table region bucket neighbours", tmp_path)
+    done = raced("races", "ledger slot table region bucket neighbours past", tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", ""), done
 
 
 def test_shared_memory_adds_up_over_a_driver_that_agrees_to_everything(tmp_path: Path) -> None:
     """Also what the simulated driver refuses, as drivers should; and threads."""
     Box(tmp_path, "thread").slice(part(0, GIB))
-    sources = "ledger slot table region bucket neighbours charge pool vmm multicast"
+    sources = "ledger slot table region bucket neighbours past charge pool vmm multicast"
     done = raced("agreeable", sources, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", ""), done
 

@@ -112,6 +112,28 @@ def test_what_waited_is_told(plain_box: Box) -> None:
     assert gpu.busy_ns > 0
 
 
+def test_waits_that_were_injected_are_what_is_told(plain_box: Box) -> None:
+    """The bucket is put in debt, so that how long a launch will wait is known before."""
+    plain_box.fresh(part(0, GIB, 50))
+    process = plain_box.share("asked", 100)
+    assert process.stdin and process.stdout
+
+    def launch() -> None:
+        print(file=process.stdin, flush=True)
+        assert process.stdout and process.stdout.readline() == "done\n"
+
+    launch()  # it learns what the kernel takes
+    before = plain_box.usage().gpus[0]
+    injected_ms = [180, 400] * 4
+    for wait_ms in injected_ms:
+        plain_box.set_debt(wait_ms * 1_000_000 * 50 // 100)
+        launch()
+    after = plain_box.usage().gpus[0]
+    assert after.throttled_ns - before.throttled_ns == pytest.approx(sum(injected_ms) * 1_000_000, rel=0.05)
+    counted = {bucket: new - old for bucket, (new, old) in enumerate(zip(after.waits, before.waits, strict=True))}
+    assert {bucket: count for bucket, count in counted.items() if count} == {18: 4, 19: 4}  # from 131, 262 ms on
+
+
 def test_the_wrappers_own_measure_is_the_gpus(plain_box: Box) -> None:
     plain_box.fresh(part(0, GIB, 50))
     plain_box.share("flood", 1000)

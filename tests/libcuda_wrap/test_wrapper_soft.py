@@ -7,59 +7,18 @@ import shutil
 import signal
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from libcuda_wrap.sim import create
 from oci_hook import neighbours
+from tests.libcuda_wrap.beside import close_to, had
 from tests.libcuda_wrap.wrapped import GIB, Box, part
 
-SETTLE_S, WINDOW_S = 0.4, 1.0
+SETTLE_S = 0.4
 MAX = (1 << 64) - 1
-
-
-@pytest.fixture(scope="module")
-def three(boxes: Callable[[str], Box], tmp_path_factory: pytest.TempPathFactory, driver: Path) -> list[Box]:
-    """Three containers on one GPU. The first has the GPU's files, the others share them."""
-    made = [boxes(""), *(Box.make(tmp_path_factory.mktemp("beside"), "", driver) for _ in range(2))]
-    for box in made[1:]:
-        for name in ("sim", "gpus"):
-            (box.folder / name).symlink_to(made[0].folder / name)
-    return made
-
-
-@pytest.fixture
-def side_by_side(three: list[Box]) -> Iterator[list[Box]]:
-    three[0].fresh(part(0, GIB))
-    yield three
-    for box in three:
-        box.close()
-        (box.folder / "share").unlink(missing_ok=True)  # as the end of a container: its links are not valid any more
-
-
-def had(boxes: list[Box], seconds: float = WINDOW_S) -> list[float]:
-    """Percent of the GPU that each has had."""
-
-    def busy() -> list[int]:
-        found = {one.pid: one.busy_ns for one in create.read_state(boxes[0].folder / "sim").gpus[0].processes}
-        return [sum(found.get(client.process.pid, 0) for client in box.clients) for box in boxes]
-
-    before, start = busy(), time.monotonic_ns()
-    time.sleep(seconds)
-    after, end = busy(), time.monotonic_ns()
-    return [100 * (new - old) / (end - start) for new, old in zip(after, before, strict=True)]
-
-
-def close_to(boxes: list[Box], wanted: list[float], points: float, seconds: float = WINDOW_S) -> None:
-    """In one of four windows: a busy machine may keep a program waiting."""
-    got: list[list[float]] = []
-    for _ in range(4):
-        got.append(had(boxes, seconds))
-        if all(abs(one - want) <= points for one, want in zip(got[-1], wanted, strict=False)):
-            return
-    pytest.fail(f"{got} percent, {wanted} expected")
 
 
 @pytest.mark.parametrize(("kind", "us"), [("flood", 1000), ("sync", 10000)])

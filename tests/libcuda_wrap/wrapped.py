@@ -157,10 +157,20 @@ class Box:
             file.seek(at)
             file.write(struct.pack("<I", value))
 
+    def set_debt(self, ns: int) -> None:
+        """Tokens of the slice's first GPU; the share adds to them from when somebody next asks."""
+        types = bindings.ffi()
+        at = types.offsetof("struct vgw_usage", "gpus") + types.offsetof("struct vgw_usage_gpu", "limiter")
+        with (self.folder / "usage").open("r+b") as file:
+            file.seek(at)
+            file.write(struct.pack("<qQ", -ns, time.monotonic_ns() + 10**9))
+
     def share(self, kind: str, us: int) -> subprocess.Popen[str]:
         """A running tests/libcuda_wrap/c/share.c that has begun to launch; `close` ends it."""
         command = [str(self.folder / "load"), kind, str(us)]
-        process = subprocess.Popen(command, env=self.environment(), stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, env=self.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.clients.append(Client(process))
         assert process.stdout
         assert process.stdout.readline() == "ready\n"

@@ -49,6 +49,9 @@ def test_each_container_is_seen_on_its_gpus_and_nowhere_else(tmp_path: Path) -> 
     assert stat.S_IMODE((tmp_path / "gpus/GPU-0").stat().st_mode) == 0o755
     share = tmp_path / "containers/a/box/share"
     assert share.stat().st_size == neighbours.SHARE_BYTES == bindings.ffi().sizeof("struct vgw_share")
+    used = neighbours.used_bytes(1)
+    assert used == bindings.ffi().offsetof("struct vgw_share", "past", 1)
+    assert used <= share.stat().st_blocks * 512 < used + 8192, "what can be touched is there, and no more"
 
 
 def test_the_end_of_a_container_is_the_end_of_its_links(tmp_path: Path) -> None:

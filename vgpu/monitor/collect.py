@@ -27,6 +27,8 @@ class Collector:
     def sample(self) -> Sample:
         """The host now. Raises HostError VGPU-HOST-003 if the state folder cannot be read at all."""
         containers, troubles = read_containers(self._policy)
+        # of the counters, from which rates are made: NVML's first look takes as long as the driver needs to begin
+        now, wall = time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.time_ns()
         gpus: tuple[GpuTruth, ...] = ()
         try:
             self._nvml = self._nvml or Nvml(self._policy)
@@ -34,8 +36,7 @@ class Collector:
         except VgpuError as error:
             troubles.append(("nvml", str(error)))
             self.close()  # a driver that was restarted must be opened anew
-        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        return Sample(now, time.time_ns(), tuple(containers), gpus, tuple(troubles), self._policy.simulate_gpus > 0)
+        return Sample(now, wall, tuple(containers), gpus, tuple(troubles), self._policy.simulate_gpus > 0)
 
     def failures(self) -> list[tuple[int, str]]:
         """(GPU, why) of those that have failed since the last call; asked after `sample`."""

@@ -26,7 +26,8 @@ ENOUGH_LOOKS, ENOUGH_SECONDS = 5, 20.0
 class Split:
     """One interval, seconds. queued: of the neighbours' part, what may as well be the host's. blame: by neighbour.
 
-    measured: who tells own compute: "driver", "limiter", or "" for nobody. threads: several waited at once.
+    measured: who tells own compute: "driver", "limiter", or "" for nobody. threads: launches waited while
+    others of its own ran or waited.
     """
 
     seconds: float
@@ -155,7 +156,7 @@ def _doubts(splits: list[Split], mine: list[Row], seconds: float, parts: Mapping
     if queued > 0.5 * parts[NEIGHBOURS] and queued > WORTH_NAMING * seconds:
         found.append((1, "while the GPU was full, waiting for its turn and having nothing to do look the same"))
     if any(split.threads for split in splits):
-        found.append((1, "launches of several threads waited at once: their time is cut to the time that passed"))
+        found.append((1, "launches waited while others of its own ran or waited: their time is cut to what passed"))
     return found
 
 

@@ -1,6 +1,7 @@
 /* share.c KIND MICROSECONDS - launches kernels of that length without end: "flood" as fast as they are taken, "sync" waits for each,
  * "graph" launches graphs of 8, "streams" takes turns between two streams, "mixed" between that length and ten times as much,
  * "fill" fills a MiB of memory. Also for a real GPU: kernels of about that length, without "fill".
+ * "asked" launches one for each line that it reads, waits for it, and answers with a line.
  * "burst" launches 20 and waits, over and over, and with each end says how long its launches took, in nanoseconds. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -102,6 +103,17 @@ static void burst(CUfunction function)
     fflush(stdout);
 }
 
+static void asked(CUfunction function)
+{
+    char line[8];
+    if (fgets(line, sizeof line, stdin) == NULL)
+        exit(0);
+    launch(function, NULL);
+    ok(cuCtxSynchronize());
+    puts("done");
+    fflush(stdout);
+}
+
 int main(int count, char **words)
 {
     CUcontext context;
@@ -124,6 +136,8 @@ int main(int count, char **words)
     for (unsigned round = 0;; round++) {
         if (strcmp(kind, "burst") == 0)
             burst(first);
+        else if (strcmp(kind, "asked") == 0)
+            asked(first);
         else if (memory != 0)
             ok(cuMemsetD8Async(memory, 0, 1 << 20, NULL));
         else if (strcmp(kind, "graph") == 0)

@@ -127,7 +127,7 @@ def test_refused_allocations_are_the_verdict_where_nothing_waits_and_a_remark_el
 def test_several_threads_that_wait_at_once_do_not_make_more_time_than_there_is() -> None:
     found = report(load("job", busy=0.3, sm=0.3, throttled=3.5, cores=30), gpu(30))
     assert shares(found) == {OWN: 30, QUOTA: 70, NEIGHBOURS: 0, HOST: 0}
-    assert any("several threads" in doubt for doubt in found.doubts)
+    assert any("others of its own" in doubt for doubt in found.doubts)
 
 
 def test_counters_of_a_hostile_container_do_not_break_the_sum() -> None:

@@ -130,14 +130,24 @@ def rate(busy: float, sm: float | None) -> Rate:
 
 
 def test_what_the_limiter_should_charge_is_the_containers_own_part_of_the_measured_time() -> None:
-    assert calibrate.charge_permille(calibrate.FULL, rate(0.8, 0.4)) == 750  # half of the way
-    assert calibrate.charge_permille(600, rate(0.4, 0.4)) == 600  # charged right: it stays
-    assert calibrate.charge_permille(600, rate(0.4, 0.8)) == 900
-    assert calibrate.charge_permille(calibrate.FULL, rate(0.1, 1.0)) == calibrate.MOST
-    assert calibrate.charge_permille(300, rate(0.8, 0.01)) == calibrate.LEAST
-    assert calibrate.charge_permille(500, rate(0.8, None)) is None
-    assert calibrate.charge_permille(500, rate(0.8, 0.0)) is None  # a driver that says 0 does not know
-    assert calibrate.charge_permille(500, rate(0.01, 0.01)) is None
+    assert calibrate.Account().charge_permille(calibrate.FULL, rate(0.8, 0.4)) == 750  # half of the way
+    assert calibrate.Account().charge_permille(600, rate(0.4, 0.4)) == 600  # charged right: it stays
+    assert calibrate.Account().charge_permille(600, rate(0.4, 0.8)) == 900
+    assert calibrate.Account().charge_permille(calibrate.FULL, rate(0.1, 1.0)) == calibrate.MOST
+    assert calibrate.Account().charge_permille(300, rate(0.8, 0.01)) == calibrate.LEAST
+    assert calibrate.Account().charge_permille(500, rate(0.8, None)) is None
+    assert calibrate.Account().charge_permille(500, rate(0.8, 0.0)) is None  # a driver that says 0 does not know
+    assert calibrate.Account().charge_permille(500, rate(0.01, 0.01)) is None
+
+
+def test_kernels_longer_than_a_look_are_charged_right_over_several() -> None:
+    """Half a second at a time is charged when it has ended, at one look in five; the driver tells it as it runs."""
+    account, now = calibrate.Account(), calibrate.FULL
+    for look in range(40):
+        had = (0.1, 0.3, 0.1, 0.0, 0.0)[look % 5]
+        charged = 0.5 * now / calibrate.FULL if look % 5 == 2 else 0.0
+        now = account.charge_permille(now, rate(charged, had)) or now
+    assert now == pytest.approx(calibrate.FULL, rel=0.2)
 
 
 def test_the_bounds_are_the_wrappers_own() -> None:
