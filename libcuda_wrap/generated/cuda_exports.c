@@ -972,6 +972,20 @@ VGW_EXPORT CUresult cuMulticastUnbind(CUmemGenericAllocationHandle mcHandle, CUd
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_multicast_unbind(real, mcHandle, dev, mcOffset, size);
 }
 
+VGW_EXPORT CUresult cuStreamDestroy(CUstream hStream);
+VGW_EXPORT CUresult cuStreamDestroy(CUstream hStream)
+{
+    vgw_fn_stream_destroy *real = (vgw_fn_stream_destroy *)vgw_real(VGW_AT_cuStreamDestroy);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_stream_destroy(real, hStream);
+}
+
+VGW_EXPORT CUresult cuStreamDestroy_v2(CUstream hStream);
+VGW_EXPORT CUresult cuStreamDestroy_v2(CUstream hStream)
+{
+    vgw_fn_stream_destroy *real = (vgw_fn_stream_destroy *)vgw_real(VGW_AT_cuStreamDestroy_v2);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_stream_destroy(real, hStream);
+}
+
 VGW_EXPORT CUresult cuStreamSynchronize(CUstream hStream);
 VGW_EXPORT CUresult cuStreamSynchronize(CUstream hStream)
 {
@@ -1123,6 +1137,8 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuMulticastBindMem_v2", (void *)cuMulticastBindMem_v2},
     {"cuMulticastCreate", (void *)cuMulticastCreate},
     {"cuMulticastUnbind", (void *)cuMulticastUnbind},
+    {"cuStreamDestroy", (void *)cuStreamDestroy},
+    {"cuStreamDestroy_v2", (void *)cuStreamDestroy_v2},
     {"cuStreamSynchronize", (void *)cuStreamSynchronize},
     {"cuStreamSynchronize_ptsz", (void *)cuStreamSynchronize_ptsz},
 };

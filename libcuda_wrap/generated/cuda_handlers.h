@@ -141,6 +141,8 @@ enum vgw_cuda_index {
     VGW_AT_cuMulticastBindMem_v2,
     VGW_AT_cuMulticastCreate,
     VGW_AT_cuMulticastUnbind,
+    VGW_AT_cuStreamDestroy,
+    VGW_AT_cuStreamDestroy_v2,
     VGW_AT_cuStreamSynchronize,
     VGW_AT_cuStreamSynchronize_ptsz,
     VGW_CUDA_COUNT
@@ -348,6 +350,8 @@ typedef CUresult vgw_fn_multicast_create(CUmemGenericAllocationHandle *, const C
 CUresult vgw_multicast_create(vgw_fn_multicast_create *real, CUmemGenericAllocationHandle *mcHandle, const CUmulticastObjectProp *prop);
 typedef CUresult vgw_fn_multicast_unbind(CUmemGenericAllocationHandle, CUdevice, size_t, size_t);
 CUresult vgw_multicast_unbind(vgw_fn_multicast_unbind *real, CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, size_t size);
+typedef CUresult vgw_fn_stream_destroy(CUstream);
+CUresult vgw_stream_destroy(vgw_fn_stream_destroy *real, CUstream hStream);
 typedef CUresult vgw_fn_stream_synchronize(CUstream);
 CUresult vgw_stream_synchronize(vgw_fn_stream_synchronize *real, CUstream hStream);
 

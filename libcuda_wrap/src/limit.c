@@ -237,3 +237,10 @@ CUresult vgw_graph_launch(vgw_fn_graph_launch *real, CUgraphExec hGraphExec, CUs
     vgw_limit_begin(&launch, hGraphExec, 0, vgw_meant(hStream, VGW_IS(cuGraphLaunch_ptsz)));
     return vgw_ran(hGraphExec, vgw_limit_end(&launch, real(hGraphExec, hStream)));
 }
+
+/* No launch, but the end of a batch that launches have left open. */
+CUresult vgw_stream_destroy(vgw_fn_stream_destroy *real, CUstream hStream)
+{
+    vgw_measure_stream_ends(hStream);
+    return real(hStream);
+}

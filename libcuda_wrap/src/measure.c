@@ -380,6 +380,17 @@ void vgw_measure_forget(CUcontext context)
     pthread_mutex_unlock(&lock);
 }
 
+void vgw_measure_stream_ends(CUstream stream)
+{
+    pthread_mutex_lock(&lock);
+    for (unsigned gpu = 0; gpu < VGW_MAX_GPUS; gpu++) {
+        struct batch *batch = open_batch(&lanes[gpu]);
+        if (batch != NULL && batch->stream == stream)
+            close_batch(batch);
+    }
+    pthread_mutex_unlock(&lock);
+}
+
 void vgw_measure_forked(void)
 {
     pthread_mutex_init(&lock, NULL);

@@ -33,6 +33,9 @@ void vgw_measure_end(const struct vgw_launch *launch, CUresult result);
 /* The context goes, and with it what is being measured there. */
 void vgw_measure_forget(CUcontext context);
 
+/* The stream is about to go: what is measured in it ends here. */
+void vgw_measure_stream_ends(CUstream stream);
+
 /* In a child just forked: it has launched nothing. */
 void vgw_measure_forked(void);
 

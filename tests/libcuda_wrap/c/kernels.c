@@ -21,6 +21,7 @@ CUresult cuLibraryGetKernel(CUkernel *kernel, CUlibrary library, const char *nam
 CUresult cuStreamBeginCapture_v2(CUstream stream, int mode);
 CUresult cuStreamCreate(CUstream *stream, unsigned int flags);
 CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph);
+void vgsSetKernelTime(unsigned long long ns); /* the simulated driver's own */
 
 typedef unsigned long long word;
 static word reg[64]; /* pointers and handles */
@@ -92,6 +93,12 @@ static CUresult launch_command(const char *verb, word a, word b)
     }
     if (strcmp(verb, "stream") == 0)
         return cuStreamCreate((CUstream *)&reg[a], 1);
+    if (strcmp(verb, "stream_end") == 0)
+        return cuStreamDestroy_v2(HANDLE(CUstream, a));
+    if (strcmp(verb, "kernel_time") == 0) { /* tens of microseconds, of launches from here on */
+        vgsSetKernelTime(a * 10000);
+        return CUDA_SUCCESS;
+    }
     if (strcmp(verb, "stream_wait") == 0)
         return cuStreamSynchronize(HANDLE(CUstream, a));
     return CUDA_ERROR_UNKNOWN;
