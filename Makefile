@@ -58,7 +58,7 @@ bench-wrapper: .venv/.bootstrapped
 
 # what it downloads stays below build/; whose tests are marked `matrix` is named here
 MATRIX_TESTS := tests/e2e/test_engine_versions.py tests/e2e/test_runtime_versions.py tests/e2e/test_beside_nvidia_toolkit.py \
-	tests/e2e/test_podman.py tests/e2e/test_docker_cdi.py tests/e2e/test_cri_handler.py tests/e2e/test_cri.py tests/e2e/test_cri_cdi.py tests/runtime_config/test_engine_containerd.py \
+	tests/e2e/test_podman.py tests/e2e/test_rootless_podman.py tests/e2e/test_docker_cdi.py tests/e2e/test_cri_handler.py tests/e2e/test_cri.py tests/e2e/test_cri_cdi.py tests/runtime_config/test_engine_containerd.py \
 	tests/runtime_config/test_engine_k3s.py tests/vgpu/test_configure_containerd.py
 matrix: build
 	rm -f build/matrix.jsonl

@@ -61,7 +61,7 @@ _NEW_USER = """
 echo "$1:x:$2:$2::$3:/bin/sh" >>/etc/passwd
 echo "$1:x:$2:" >>/etc/group
 echo "$1:200000:65536" | tee -a /etc/subuid >>/etc/subgid
-mkdir -p $3 && chown $2:$2 $3
+mkdir -p $3 && echo "$4" >$3/storage.conf && chown -R $2:$2 $3
 """
 # real device nodes of our own making, in a /dev that only Podman sees
 _NEW_DEV = """
@@ -126,7 +126,8 @@ class Rootless:
 
     def run(self, *command: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Any command as that user."""
-        return self.made.inside("env", f"HOME={self.home}", *command, user=str(self.uid), timeout=timeout)
+        own = (f"HOME={self.home}", f"CONTAINERS_STORAGE_CONF={self.home}/storage.conf")
+        return self.made.inside("env", *own, *command, user=str(self.uid), timeout=timeout)
 
     def __call__(self, *args: str | Path, check: bool = False) -> subprocess.CompletedProcess[str]:
         done = self.run("podman", *args)
@@ -139,7 +140,7 @@ class Rootless:
 def user(made: Podman, name: str, uid: int, root: Path, tag: str) -> Iterator[Rootless]:
     """A new user with an image of their own, made of `root` without a network. Ends with the containers removed."""
     who = Rootless(made, uid, f"/run/user/{uid}")
-    done = made.inside("sh", "-ec", _NEW_USER, "sh", name, str(uid), who.home)
+    done = made.inside("sh", "-ec", _NEW_USER, "sh", name, str(uid), who.home, _STORAGE.format(folder=who.home))
     assert done.returncode == 0, done
     archive = made.folder / "image.tar"
     subprocess.run(["tar", "-C", root, "--numeric-owner", "-cf", archive, "."], check=True)
