@@ -42,6 +42,7 @@ CUDA = Wrapper(
         "pool.c",
         "poolshare.c",
         "array.c",
+        "tiles.c",
         "vmm.c",
         "multicast.c",
         "context.c",

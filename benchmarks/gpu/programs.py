@@ -75,6 +75,14 @@ class ArrayDescriptor(ctypes.Structure):
 PINNED, ON_DEVICE, FLOAT = 1, 1, 0x20
 
 
+def settled(info: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+    """Free and total once the code that was loaded so far is charged: that is looked for every tenth of a second."""
+    for _ in range(4):
+        time.sleep(0.12)
+        seen = info()
+    return seen
+
+
 class Driver:
     """libcuda.so.1, as the loader finds it, with the primary context of its first GPU."""
 
@@ -159,7 +167,7 @@ POOLED = ("asynchronous", "from_pool")
 
 def family(name: str) -> None:
     driver = Driver()
-    free, total = driver.info()
+    free, total = settled(driver.info)
     kept, taken = take_all(getattr(driver, name))
     held({"total": total, "free": free, "taken": taken, "refused": sorted(driver.refused)})
     for release in kept:
@@ -223,7 +231,7 @@ def torch_client() -> None:
     left, right = torch.rand(512, 512), torch.rand(512, 512)
     error = float((left.to(device) @ right.to(device)).cpu().sub(left @ right).abs().max())
     torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info(device)
+    free, total = settled(lambda: torch.cuda.mem_get_info(device))
 
     def allocate(size: int) -> Any:
         try:
@@ -249,7 +257,7 @@ def cupy_client() -> None:
     left, right = (numpy.random.default_rng(seed).random((512, 512), numpy.float32) for seed in (1, 2))
     error = float(numpy.abs(cupy.asnumpy(cupy.asarray(left) @ cupy.asarray(right)) - left @ right).max())
     cupy.get_default_memory_pool().free_all_blocks()
-    free, total = cupy.cuda.runtime.memGetInfo()
+    free, total = settled(cupy.cuda.runtime.memGetInfo)
 
     def allocate(size: int) -> Any:
         try:
@@ -287,7 +295,7 @@ def jax_client() -> None:
             return None
 
     driver = Driver()  # for the questions only: jax has none of its own
-    free, total = driver.info()
+    free, total = settled(driver.info)
     kept, taken = take_all(allocate)
     held({"total": total, "free": free, "taken": taken, "matmul_error": error, "jax": jax.__version__})
     for each in kept:

@@ -34,6 +34,8 @@ enum vgw_cuda_index {
     VGW_AT_cuDeviceTotalMem_v2,
     VGW_AT_cuEventSynchronize,
     VGW_AT_cuFuncLoad,
+    VGW_AT_cuGLCtxCreate,
+    VGW_AT_cuGLCtxCreate_v2,
     VGW_AT_cuGetProcAddress,
     VGW_AT_cuGetProcAddress_v2,
     VGW_AT_cuGraphExecDestroy,
@@ -278,6 +280,8 @@ typedef CUresult vgw_fn_mem_import(CUmemGenericAllocationHandle *, void *, CUmem
 CUresult vgw_mem_import(vgw_fn_mem_import *real, CUmemGenericAllocationHandle *handle, void *osHandle, CUmemAllocationHandleType shHandleType);
 typedef CUresult vgw_fn_mem_map(CUdeviceptr, size_t, size_t, CUmemGenericAllocationHandle, unsigned long long);
 CUresult vgw_mem_map(vgw_fn_mem_map *real, CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAllocationHandle handle, unsigned long long flags);
+typedef CUresult vgw_fn_map_array(CUarrayMapInfo *, unsigned int, CUstream);
+CUresult vgw_map_array(vgw_fn_map_array *real, CUarrayMapInfo *mapInfoList, unsigned int count, CUstream hStream);
 typedef CUresult vgw_fn_mem_pool_create(CUmemoryPool *, const CUmemPoolProps *);
 CUresult vgw_mem_pool_create(vgw_fn_mem_pool_create *real, CUmemoryPool *pool, const CUmemPoolProps *poolProps);
 typedef CUresult vgw_fn_mem_pool_destroy(CUmemoryPool);

@@ -16,9 +16,9 @@ SIM = exports.SIM
 SHARED = ("vgs_region.c", "vgs_lock.c", "vgs_clock.c", "vgs_fault.c")
 CUDA = (
     "vgs_core.c", "vgs_device.c", "vgs_context.c", "vgs_context_info.c", "vgs_green.c", "vgs_arena.c", "vgs_memory.c",
-    "vgs_pointer.c", "vgs_pool.c", "vgs_poolshare.c", "vgs_vmm.c", "vgs_multicast.c", "vgs_array.c", "vgs_copy.c",
-    "vgs_set.c", "vgs_stream.c", "vgs_module.c", "vgs_launch.c", "vgs_graph.c", "vgs_graphmem.c", "vgs_share.c",
-    "vgs_lookup.c", "vgs_error.c",
+    "vgs_pointer.c", "vgs_pool.c", "vgs_poolshare.c", "vgs_vmm.c", "vgs_multicast.c", "vgs_array.c", "vgs_tiles.c",
+    "vgs_copy.c", "vgs_set.c", "vgs_stream.c", "vgs_module.c", "vgs_launch.c", "vgs_graph.c", "vgs_graphmem.c",
+    "vgs_share.c", "vgs_lookup.c", "vgs_error.c",
 )  # fmt: skip
 NVML = ("nvml_system.c", "nvml_device.c", "nvml_state.c", "nvml_process.c", "nvml_events.c")
 # Exported functions have no prototypes: their callers are other people's programs, with other people's headers.

@@ -62,7 +62,20 @@ static unsigned int pid_here(const struct vgs_slot *slot, uint64_t own_namespace
     return found;
 }
 
-/* The live processes with a context on the GPU, at most VGS_MAX_SLOTS; one that has two slots counts once. */
+/* Whether the process has become another program, and only a child still has the descriptors of the first. */
+static bool is_former(uint32_t slot)
+{
+    const struct vgs_slot *one = &vgs_state->slots[slot];
+    for (uint32_t at = 0; at < vgs_state->slot_high && at < VGS_MAX_SLOTS; at++) {
+        const struct vgs_slot *other = &vgs_state->slots[at];
+        if (other->pid == one->pid && other->pid_ns == one->pid_ns && other->start_ns > one->start_ns &&
+            vgs_slot_lives(at))
+            return true;
+    }
+    return false;
+}
+
+/* The live processes with a context on the GPU, at most VGS_MAX_SLOTS. */
 static unsigned int processes_of(uint32_t gpu, struct seen *seen)
 {
     unsigned int count = 0, percent[VGS_MAX_SLOTS];
@@ -70,7 +83,8 @@ static unsigned int processes_of(uint32_t gpu, struct seen *seen)
     nvml_utilization(gpu, percent);
     for (uint32_t slot = 0; slot < vgs_state->slot_high && slot < VGS_MAX_SLOTS; slot++) {
         const struct vgs_slot *each = &vgs_state->slots[slot];
-        if (!each->pid || !(each->gpus[gpu].contexts || each->gpus[gpu].bytes) || !vgs_slot_lives(slot))
+        if (!each->pid || !(each->gpus[gpu].contexts || each->gpus[gpu].bytes) || !vgs_slot_lives(slot) ||
+            is_former(slot))
             continue;
         unsigned int pid = pid_here(each, own_namespace), at = 0;
         if (!pid)

@@ -40,6 +40,18 @@ static bool size_of(const CUDA_ARRAY3D_DESCRIPTOR *shape, size_t element, size_t
            !__builtin_mul_overflow(*size, depth, size);
 }
 
+size_t vgs_array_bytes(CUarray array)
+{
+    size_t size = 0;
+    size_of(&array->shape, array->element, &size);
+    return size;
+}
+
+CUarray vgs_mipmap_level(CUmipmappedArray mipmap, unsigned int level)
+{
+    return vgs_valid(mipmap, VGS_MIPMAP) && level < mipmap->levels ? mipmap->level[level] : NULL;
+}
+
 static CUresult create(CUcontext ctx, const CUDA_ARRAY3D_DESCRIPTOR *shape, CUarray *out)
 {
     size_t element = element_bytes((int)shape->Format, shape->NumChannels), size;
@@ -69,6 +81,7 @@ static void destroy(CUarray array)
     struct vgs_block *block = array->data ? vgs_arena_find(array->data, &base) : NULL;
     if (block)
         vgs_free_memory(base, block);
+    vgs_tiles_free(array->tiles);
     vgs_delete(array);
 }
 
@@ -123,6 +136,19 @@ VGS_API cuArrayGetMemoryRequirements(CUDA_ARRAY_MEMORY_REQUIREMENTS *out, CUarra
     VGS_CHECK(vgs_device_ok(device), CUDA_ERROR_INVALID_DEVICE);
     *out = (CUDA_ARRAY_MEMORY_REQUIREMENTS){.alignment = 2u << 20};
     size_of(&array->shape, array->element, &out->size);
+    return CUDA_SUCCESS;
+}
+
+VGS_API cuMipmappedArrayGetMemoryRequirements(CUDA_ARRAY_MEMORY_REQUIREMENTS *out, CUmipmappedArray mipmap,
+                                              CUdevice device)
+{
+    VGS_ENTER();
+    VGS_CHECK(vgs_valid(mipmap, VGS_MIPMAP), CUDA_ERROR_INVALID_HANDLE);
+    VGS_VALUE(out && mipmap->level[0]->shape.Flags & CUDA_ARRAY3D_DEFERRED_MAPPING);
+    VGS_CHECK(vgs_device_ok(device), CUDA_ERROR_INVALID_DEVICE);
+    *out = (CUDA_ARRAY_MEMORY_REQUIREMENTS){.alignment = 2u << 20};
+    for (uint32_t i = 0; i < mipmap->levels; i++)
+        out->size += vgs_array_bytes(mipmap->level[i]);
     return CUDA_SUCCESS;
 }
 

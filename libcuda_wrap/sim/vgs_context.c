@@ -82,6 +82,7 @@ static bool free_array(void *object, void *unused)
     (void)unused;
     if (block)
         vgs_free_memory(base, block);
+    vgs_tiles_free(array->tiles);
     vgs_delete(array);
     return false;
 }

@@ -27,6 +27,16 @@ typedef struct {
 } CUDA_ARRAY_MEMORY_REQUIREMENTS;
 
 typedef struct {
+    struct {
+        unsigned int width, height, depth; /* elements */
+    } tileExtent;
+    unsigned int miptailFirstLevel;
+    unsigned long long miptailSize;
+    unsigned int flags;
+    unsigned int reserved[4];
+} CUDA_ARRAY_SPARSE_PROPERTIES;
+
+typedef struct {
     size_t srcXInBytes, srcY;
     int srcMemoryType;
     const void *srcHost;
@@ -84,6 +94,8 @@ _Static_assert(sizeof(CUmemAllocationProp) == 32, "CUDA 13.0");
 _Static_assert(sizeof(CUmemPoolProps) == 88, "CUDA 13.0");
 _Static_assert(sizeof(CUDA_ARRAY_DESCRIPTOR) == 24, "CUDA 13.0");
 _Static_assert(sizeof(CUDA_ARRAY3D_DESCRIPTOR) == 40, "CUDA 13.0");
+_Static_assert(sizeof(CUDA_ARRAY_SPARSE_PROPERTIES) == 48, "CUDA 13.0");
+_Static_assert(sizeof(CUarrayMapInfo) == 96, "CUDA 13.0");
 _Static_assert(sizeof(CUDA_MEMCPY2D) == 128, "CUDA 13.0");
 _Static_assert(sizeof(CUDA_MEMCPY3D) == 200, "CUDA 13.0");
 _Static_assert(sizeof(CUlaunchConfig) == 56, "CUDA 13.0");

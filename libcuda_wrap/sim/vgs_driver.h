@@ -180,9 +180,17 @@ struct CUarray_st {
     struct vgs_object head;
     CUDA_ARRAY3D_DESCRIPTOR shape;
     CUdeviceptr data;
-    size_t element; /* bytes */
-    bool borrowed;  /* a mipmap's level */
+    size_t element;          /* bytes */
+    bool borrowed;           /* a mipmap's level */
+    struct vgs_tiles *tiles; /* what cuMemMapArrayAsync has bound to it */
 };
+/* Tiles of sparse arrays (vgs_tiles.c), and the whole of deferred ones. */
+void vgs_tiles_free(struct vgs_tiles *tiles);
+size_t vgs_array_bytes(CUarray array);
+CUarray vgs_mipmap_level(CUmipmappedArray mipmap, unsigned int level); /* NULL: no such */
+/* Physical memory that may be bound so, one reference more; NULL: it is none, another GPU's, or has less than `end` bytes. */
+void *vgs_physical_hold(CUmemGenericAllocationHandle handle, CUdevice device, uint64_t end);
+void vgs_physical_let_go(void *physical);
 
 struct CUfunc_st {
     struct vgs_object head;

@@ -68,6 +68,35 @@ VGS_API cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **params, v
     return launch(&p, c->hStream);
 }
 
+/* The kernels are launched one after the other, and do not wait for one another; the program waits for what must come first. */
+VGS_API cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *list, unsigned int count, unsigned int flags)
+{
+    VGS_ENTER_CONTEXT();
+    (void)ctx;
+    uint32_t devices = 0;
+    VGS_VALUE(list && count && flags <= 3);
+    for (unsigned int i = 0; i < count; i++) {
+        CUstream stream = (uintptr_t)list[i].hStream > 2 ? vgs_stream(list[i].hStream) : NULL;
+        VGS_CHECK(stream && !stream->capture && vgs_valid(list[i].function, VGS_FUNCTION), CUDA_ERROR_INVALID_HANDLE);
+        const uint32_t device = 1u << stream->head.ctx->device;
+        VGS_VALUE(!(devices & device) && list[i].gridDimX == list[0].gridDimX &&
+                  list[i].blockDimX == list[0].blockDimX);
+        devices |= device;
+    }
+    for (unsigned int i = 0; i < count && !(flags & 1); i++)
+        vgs_wait_stream(list[i].hStream);
+    for (unsigned int i = 0; i < count; i++) {
+        const CUDA_LAUNCH_PARAMS *l = &list[i];
+        const CUDA_KERNEL_NODE_PARAMS p = {l->function,     l->gridDimX,  l->gridDimY,  l->gridDimZ,
+                                           l->blockDimX,    l->blockDimY, l->blockDimZ, l->sharedMemBytes,
+                                           l->kernelParams, NULL,         NULL,         NULL};
+        CUresult result = launch(&p, l->hStream);
+        if (result != CUDA_SUCCESS)
+            return result;
+    }
+    return CUDA_SUCCESS;
+}
+
 VGS_API cuLaunchHostFunc(CUstream hStream, CUhostFn fn, void *userData)
 {
     VGS_ENTER_CONTEXT();

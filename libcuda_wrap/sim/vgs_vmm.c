@@ -161,6 +161,27 @@ VGS_API cuMemRelease(CUmemGenericAllocationHandle handle)
     return CUDA_SUCCESS;
 }
 
+void *vgs_physical_hold(CUmemGenericAllocationHandle handle, CUdevice device, uint64_t end)
+{
+    struct vgs_physical *physical = vgs_physical_of(handle);
+    if (!physical || !physical->handles || physical->device != device || end > physical->size ||
+        !(physical->prop.allocFlags.usage & CU_MEM_CREATE_USAGE_TILE_POOL))
+        return NULL;
+    pthread_mutex_lock(&vgs_vmm_lock);
+    physical->mappings++;
+    pthread_mutex_unlock(&vgs_vmm_lock);
+    return physical;
+}
+
+void vgs_physical_let_go(void *object)
+{
+    struct vgs_physical *physical = object;
+    pthread_mutex_lock(&vgs_vmm_lock);
+    physical->mappings--;
+    vgs_physical_drop(physical);
+    pthread_mutex_unlock(&vgs_vmm_lock);
+}
+
 VGS_API cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp *prop, CUmemGenericAllocationHandle handle)
 {
     VGS_ENTER();

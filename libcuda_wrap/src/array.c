@@ -3,6 +3,7 @@
 #include "vgw_charge.h"
 
 #include "cuda_handlers.h"
+#include "vgw_tiles.h"
 
 #define LAYERED 0x01u /* the depth counts layers, which every mip level has */
 #define CUBEMAP 0x04u
@@ -145,14 +146,22 @@ CUresult vgw_mipmap_create(vgw_fn_mipmap_create *real, CUmipmappedArray *pHandle
     return ended;
 }
 
+static CUresult destroyed(const struct vgw_freeing *freeing, struct vgw_bound *bound, CUresult result)
+{
+    vgw_tiles_ended(bound, result == CUDA_SUCCESS);
+    return vgw_freed(freeing, result);
+}
+
 CUresult vgw_array_destroy(vgw_fn_array_destroy *real, CUarray hArray)
 {
+    struct vgw_bound *bound = vgw_tiles_take(vgw_key(hArray));
     const struct vgw_freeing freeing = vgw_forget(VGW_ARRAY, vgw_key(hArray));
-    return vgw_freed(&freeing, real(hArray));
+    return destroyed(&freeing, bound, real(hArray));
 }
 
 CUresult vgw_mipmap_destroy(vgw_fn_mipmap_destroy *real, CUmipmappedArray hMipmappedArray)
 {
+    struct vgw_bound *bound = vgw_tiles_take(vgw_key(hMipmappedArray));
     const struct vgw_freeing freeing = vgw_forget(VGW_ARRAY, vgw_key(hMipmappedArray));
-    return vgw_freed(&freeing, real(hMipmappedArray));
+    return destroyed(&freeing, bound, real(hMipmappedArray));
 }

@@ -4,6 +4,7 @@
 #include "vgw_late.h"
 #include "vgw_measure.h"
 #include "vgw_overhead.h"
+#include "vgw_tiles.h"
 
 static CUcontext primary[VGW_DEVICES_MAX]; /* by CUdevice, from when it was first retained */
 
@@ -16,6 +17,7 @@ static uint64_t set_aside(CUcontext context)
     if (context != NULL) {
         vgw_table_relink(vgw_key(context), mark);
         vgw_measure_forget(context);
+        vgw_tiles_set_aside(context, mark);
     }
     return mark;
 }
@@ -29,6 +31,7 @@ static void ended(uint64_t mark, CUcontext context, bool is_gone)
         vgw_table_relink(mark, vgw_key(context));
     if (is_gone)
         vgw_late_unloaded();
+    vgw_tiles_context_ended(mark, is_gone);
     for (unsigned gpu = 0; gpu < VGW_MAX_GPUS; gpu++) {
         vgw_refund(gpu, bytes[gpu]);
         if (is_gone && (bytes[gpu] != 0 || vgw_overhead_beyond(gpu)))

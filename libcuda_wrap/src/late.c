@@ -19,11 +19,11 @@
 #define QUIET_LOOKS 2u
 
 uint32_t vgw_late;
+uint32_t vgw_contexts;
 bool vgw_several;
 const void *vgw_ran_before[VGW_RAN_SETS][VGW_RAN_WAYS] __attribute__((aligned(64)));
 
 static uint32_t looks[VGW_MAX_GPUS]; /* still to come, if they find nothing new */
-static uint32_t contexts;            /* ever made */
 static uint64_t last_ns;             /* look */
 
 static uint64_t coarse_ns(void)
@@ -75,7 +75,7 @@ void vgw_late_here(void)
 
 void vgw_late_context(unsigned gpu)
 {
-    if (__atomic_add_fetch(&contexts, 1, __ATOMIC_RELAXED) > 1)
+    if (__atomic_add_fetch(&vgw_contexts, 1, __ATOMIC_RELAXED) > 1)
         __atomic_store_n(&vgw_several, true, __ATOMIC_RELAXED);
     vgw_late_on(gpu);
 }
@@ -158,7 +158,7 @@ CUresult vgw_func_load(vgw_fn_func_load *real, CUfunction function)
 
 void vgw_late_forked(void)
 {
-    vgw_late = contexts = 0;
+    vgw_late = vgw_contexts = 0;
     vgw_several = false;
     vgw_late_unloaded();
 }

@@ -61,8 +61,8 @@ static uint64_t key_of(const void *what, uint64_t size)
     return (uint64_t)(uintptr_t)what * 0x9e3779b97f4a7c15u + (bits << 1);
 }
 
-/* limited: false if the driver's function is all there is to do. */
-void vgw_limit_begin(struct vgw_launch *launch, const void *what, uint64_t size, CUstream stream)
+/* Waits for the share of the current context's GPU. limited: false if the driver's function is all there is to do. */
+static void wait_for(struct vgw_launch *launch, const void *what, uint64_t size, CUstream stream)
 {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     struct vgw_place place;
@@ -72,10 +72,27 @@ void vgw_limit_begin(struct vgw_launch *launch, const void *what, uint64_t size,
     if (vgw_driver.cuStreamIsCapturing != NULL &&
         (vgw_driver.cuStreamIsCapturing(stream, &status) != CUDA_SUCCESS || status != CU_STREAM_CAPTURE_STATUS_NONE))
         return; /* captured: the graph's launch is charged */
-    *launch = (struct vgw_launch){place.context, stream, (key_of(what, size) ^ place.gpu ^ vgw_green_of(stream)) | 1, 0,
-                                  place.gpu,     true};
+    const uint64_t key = (key_of(what, size) ^ place.gpu ^ vgw_green_of(stream)) | 1;
+    *launch = (struct vgw_launch){place.context, stream, key, 0, place.gpu, true};
     launch->tokens = wait_for_share(place.gpu, launch->key);
-    launch->limited = vgw_measure_begin(launch);
+}
+
+static void begin(struct vgw_launch *launch)
+{
+    if (launch->limited)
+        launch->limited = vgw_measure_begin(launch);
+}
+
+void vgw_limit_begin(struct vgw_launch *launch, const void *what, uint64_t size, CUstream stream)
+{
+    bool pushed = false;
+    launch->limited = false;
+    /* with several contexts a kernel may be launched in a stream of another than the current one */
+    if (vgw_several && vgw_stream_enter(stream, &pushed) != CUDA_SUCCESS)
+        return; /* the driver will say what is wrong with it */
+    wait_for(launch, what, size, stream);
+    begin(launch);
+    vgw_stream_leave(pushed);
 }
 
 CUresult vgw_limit_end(const struct vgw_launch *launch, CUresult result)
@@ -155,12 +172,61 @@ CUresult vgw_launch_grid_async(vgw_fn_launch_grid_async *real, CUfunction f, int
     return vgw_ran(f, vgw_limit_end(&launch, real(f, grid_width, grid_height, hStream)));
 }
 
-/* Its kernels run on several GPUs at once, and wait for one another: their time cannot be told apart. CUDA has called it
- * deprecated since 11.3. */
+typedef void step(struct vgw_launch *launch, const CUDA_LAUNCH_PARAMS *kernel);
+
+static void wait_for_kernel(struct vgw_launch *launch, const CUDA_LAUNCH_PARAMS *kernel)
+{
+    const uint64_t blocks = (uint64_t)kernel->gridDimX * kernel->gridDimY * kernel->gridDimZ;
+    const uint64_t threads = blocks * kernel->blockDimX * kernel->blockDimY * kernel->blockDimZ;
+    wait_for(launch, kernel->function, threads, kernel->hStream);
+}
+
+static void begin_kernel(struct vgw_launch *launch, const CUDA_LAUNCH_PARAMS *kernel)
+{
+    (void)kernel;
+    begin(launch);
+}
+
+static void ran_kernel(struct vgw_launch *launch, const CUDA_LAUNCH_PARAMS *kernel)
+{
+    (void)launch;
+    vgw_ran(kernel->function, CUDA_SUCCESS);
+}
+
+/* A step for each kernel, in the context of its stream. */
+static void each_kernel(step *step, struct vgw_launch *launches, const CUDA_LAUNCH_PARAMS *list, unsigned count)
+{
+    bool pushed;
+    for (unsigned at = 0; at < count; at++) {
+        if (vgw_stream_enter(list[at].hStream, &pushed) != CUDA_SUCCESS)
+            continue; /* the driver will say what is wrong with it */
+        step(&launches[at], &list[at]);
+        vgw_stream_leave(pushed);
+    }
+}
+
+/* A kernel on each of several GPUs, which may wait for one another: each GPU's share is waited for, and each kernel is
+ * charged to its GPU. All waiting comes first: a launch that is being measured and not made yet could hold up another
+ * one that holds up this one. */
 CUresult vgw_launch_multi_device(vgw_fn_launch_multi_device *real, CUDA_LAUNCH_PARAMS *launchParamsList,
                                  unsigned int numDevices, unsigned int flags)
 {
-    return vgw_no_limit() ? real(launchParamsList, numDevices, flags) : vgw_refuse();
+    struct vgw_launch launches[VGW_MAX_GPUS] = {{.limited = false}};
+    if (launchParamsList == NULL || numDevices > VGW_MAX_GPUS)
+        return real(launchParamsList, numDevices, flags); /* more than there are: the driver refuses it */
+    const bool limited = !vgw_no_limit();
+    if (limited && vgw_driver.cuStreamGetCtx == NULL)
+        return vgw_refuse(); /* closed: whose kernels they are could not be told */
+    if (limited) {
+        each_kernel(wait_for_kernel, launches, launchParamsList, numDevices);
+        each_kernel(begin_kernel, launches, launchParamsList, numDevices);
+    }
+    const CUresult result = real(launchParamsList, numDevices, flags);
+    for (unsigned at = 0; at < numDevices; at++)
+        vgw_limit_end(&launches[at], result);
+    if (result == CUDA_SUCCESS)
+        each_kernel(ran_kernel, launches, launchParamsList, numDevices);
+    return result;
 }
 
 CUresult vgw_graph_launch(vgw_fn_graph_launch *real, CUgraphExec hGraphExec, CUstream hStream)

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "vgw_late.h"
 #include "vgw_nvml.h"
 
 #define LIST_MAX 512u
@@ -67,6 +68,16 @@ static bool is_listed(const struct listing *list, unsigned pid)
     return false;
 }
 
+/* Whether processes share a context of another one, whose memory NVML shows as that one's. */
+static bool is_shared(unsigned gpu)
+{
+    int shared = 0; /* a driver that does not know the question has another answer */
+    return vgw_driver.cuDeviceGetAttribute != NULL &&
+           vgw_driver.cuDeviceGetAttribute(&shared, CU_DEVICE_ATTRIBUTE_MPS_ENABLED, vgw_device_of(gpu)) ==
+               CUDA_SUCCESS &&
+           shared != 0;
+}
+
 /* Finds our pid in the list, or the only one that was not in the list before. */
 static void find_own(const struct listing *now, unsigned gpu)
 {
@@ -78,7 +89,7 @@ static void find_own(const struct listing *now, unsigned gpu)
         }
     if (is_listed(now, (unsigned)getpid()))
         own_pid = (unsigned)getpid();
-    else if (fresh == 1 && seen_on == gpu + 1)
+    else if (fresh == 1 && seen_on == gpu + 1 && !is_shared(gpu))
         own_pid = pid;
 }
 
@@ -114,31 +125,38 @@ static bool read_figure(unsigned gpu, uint64_t *own, uint64_t *whole)
 /* Under the lock. Makes what this process is charged at least what it holds, and no more than its other charges if those
  * are enough: true if that was a change. Where others of its threads have charged or given back meanwhile, nothing is
  * given back, and it has to be looked again: true as well. */
-static bool level(unsigned gpu, uint64_t held_before, uint64_t figure)
+static bool level(unsigned gpu, uint64_t held_before, uint64_t figure, bool may_take)
 {
     const uint64_t held = vgw_held(gpu);
     const bool moved = held != held_before;
     const uint64_t other = (held > held_before ? held : held_before) - beyond[gpu];
-    const uint64_t wanted = figure > other ? figure - other : 0, had = beyond[gpu];
+    const uint64_t had = beyond[gpu];
+    uint64_t wanted = figure > other ? figure - other : 0;
+    if ((wanted > had && !may_take) || (wanted < had && moved))
+        wanted = had;
     if (wanted > had)
         vgw_owe(gpu, wanted - had);
-    else if (!moved)
+    else
         vgw_refund(gpu, had - wanted);
-    if (wanted > had || !moved)
-        __atomic_store_n(&beyond[gpu], wanted, __ATOMIC_RELAXED);
+    __atomic_store_n(&beyond[gpu], wanted, __ATOMIC_RELAXED);
     return moved || wanted != had;
 }
 
-bool vgw_overhead_settle(unsigned gpu)
+static bool settle(unsigned gpu, bool may_take)
 {
     uint64_t figure = 0, whole = 0;
     if (pthread_mutex_trylock(&lock) != 0)
         return true; /* it is being asked already */
     const uint64_t held = vgw_held(gpu);
     const bool known = measured[gpu] == 0 && read_figure(gpu, &figure, &whole) && own_pid != 0;
-    const bool changed = measured[gpu] != 0 || (known && level(gpu, held, figure));
+    const bool changed = measured[gpu] != 0 || (known && level(gpu, held, figure, may_take));
     pthread_mutex_unlock(&lock);
     return changed;
+}
+
+bool vgw_overhead_settle(unsigned gpu)
+{
+    return settle(gpu, true);
 }
 
 bool vgw_overhead_beyond(unsigned gpu)
@@ -148,7 +166,7 @@ bool vgw_overhead_beyond(unsigned gpu)
 
 bool vgw_overhead_reclaim(unsigned gpu)
 {
-    return vgw_overhead_beyond(gpu) && vgw_overhead_settle(gpu);
+    return vgw_overhead_beyond(gpu) && settle(gpu, false);
 }
 
 struct vgw_before vgw_overhead_before(unsigned gpu)
@@ -157,8 +175,10 @@ struct vgw_before vgw_overhead_before(unsigned gpu)
     pthread_mutex_lock(&lock);
     const uint64_t held = vgw_held(gpu);
     before.known = read_figure(gpu, &before.figure, &before.whole);
-    if (before.known && own_pid != 0 && measured[gpu] == 0)
-        level(gpu, held, before.figure);
+    /* before it has a context, what is listed for it is a former program's, whose descriptors a child may have */
+    const bool has_any = __atomic_load_n(&vgw_contexts, __ATOMIC_RELAXED) != 0;
+    if (before.known && own_pid != 0 && measured[gpu] == 0 && has_any)
+        level(gpu, held, before.figure, true);
     before.held = vgw_held(gpu);
     measured[gpu]++;
     pthread_mutex_unlock(&lock);

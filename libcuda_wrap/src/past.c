@@ -243,7 +243,8 @@ struct vgw_own vgw_past_own(unsigned gpu, uint64_t from_ns, uint64_t to_ns)
     const int error = errno;
     pthread_mutex_lock(&lock);
     own.all_seen = look(gpu, told_ns, to_ns);
-    own.ns = told_ns - from_ns + (uint64_t)own_part(gpu, told_ns, to_ns);
+    if (own.all_seen)
+        own.ns = told_ns - from_ns + (uint64_t)own_part(gpu, told_ns, to_ns);
     pthread_mutex_unlock(&lock);
     errno = error;
     return own;

@@ -13,6 +13,7 @@
 #include "vgw_pool.h"
 #include "vgw_region.h"
 #include "vgw_table.h"
+#include "vgw_tiles.h"
 #include "vgw_vmm.h"
 
 struct vgw_driver vgw_driver;
@@ -27,17 +28,21 @@ static unsigned char gpus[VGW_DEVICES_MAX]; /* by CUdevice: GPU of the slice + 1
 static void forked(void)
 {
     pthread_mutex_init(&finding, NULL);
+    found = false; /* the driver has to be asked anew, and says that it cannot be used here */
+    vgw_only_gpu = -1;
     vgw_table_forked();
     vgw_pools_forked();
     vgw_multicast_forked();
     vgw_overhead_forked();
     vgw_late_forked();
+    vgw_tiles_forked();
     vgw_measure_forked();
 }
 
 void vgw_real_more(void *library)
 {
 #define FIND(name) vgw_driver.name = (__typeof__(vgw_driver.name))vgw_real_symbol(library, #name)
+    FIND(cuArray3DGetDescriptor_v2);
     FIND(cuArrayDestroy);
     FIND(cuCtxDestroy_v2);
     FIND(cuCtxFromGreenCtx);
@@ -83,11 +88,13 @@ void vgw_real_more(void *library)
     FIND(cuMemRelease);
     FIND(cuMemUnmap);
     FIND(cuMipmappedArrayDestroy);
+    FIND(cuMipmappedArrayGetLevel);
     FIND(cuModuleUnload);
     FIND(cuPointerGetAttribute);
     FIND(cuStreamGetCtx);
     FIND(cuStreamIsCapturing);
     FIND(cuStreamQuery);
+    FIND(cuStreamSynchronize);
     FIND(cuThreadExchangeStreamCaptureMode);
 #undef FIND
     __register_atfork(NULL, NULL, forked, NULL);
@@ -203,22 +210,35 @@ CUresult vgw_place_here(struct vgw_place *place)
     return CUDA_SUCCESS;
 }
 
-/* A stream of another context than the current one: its device is known only while its context is current. */
-static CUresult place_in(CUcontext context, struct vgw_place *place)
+CUresult vgw_stream_enter(CUstream stream, bool *pushed)
 {
-    CUresult result = vgw_driver.cuCtxPushCurrent_v2(context);
-    if (result != CUDA_SUCCESS)
-        return result;
-    result = vgw_place_here(place);
-    CUcontext popped;
-    vgw_driver.cuCtxPopCurrent_v2(&popped);
+    const bool of_thread = stream == NULL || stream == CU_STREAM_LEGACY || stream == CU_STREAM_PER_THREAD;
+    CUcontext context = NULL, current = NULL;
+    *pushed = false;
+    if (of_thread || vgw_driver.cuStreamGetCtx == NULL)
+        return CUDA_SUCCESS;
+    CUresult result = vgw_driver.cuStreamGetCtx(stream, &context);
+    if (result == CUDA_SUCCESS)
+        result = vgw_driver.cuCtxGetCurrent(&current);
+    if (result == CUDA_SUCCESS && context != current) {
+        result = vgw_driver.cuCtxPushCurrent_v2(context);
+        *pushed = result == CUDA_SUCCESS;
+    }
     return result;
+}
+
+void vgw_stream_leave(bool pushed)
+{
+    CUcontext popped;
+    if (pushed)
+        vgw_driver.cuCtxPopCurrent_v2(&popped);
 }
 
 CUresult vgw_place_of_stream(CUstream stream, struct vgw_place *place)
 {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     CUresult result = CUDA_SUCCESS;
+    bool pushed;
     if (vgw_driver.cuStreamIsCapturing != NULL)
         result = vgw_driver.cuStreamIsCapturing(stream, &status);
     if (result != CUDA_SUCCESS)
@@ -227,16 +247,12 @@ CUresult vgw_place_of_stream(CUstream stream, struct vgw_place *place)
         *place = (struct vgw_place){.gpu = VGW_NO_GPU};
         return CUDA_SUCCESS;
     }
-    const bool of_thread = stream == NULL || stream == CU_STREAM_LEGACY || stream == CU_STREAM_PER_THREAD;
-    if (of_thread || vgw_driver.cuStreamGetCtx == NULL)
-        return vgw_place_here(place);
-    CUcontext context = NULL, current = NULL;
-    result = vgw_driver.cuStreamGetCtx(stream, &context);
-    if (result == CUDA_SUCCESS)
-        result = vgw_driver.cuCtxGetCurrent(&current);
+    result = vgw_stream_enter(stream, &pushed);
     if (result != CUDA_SUCCESS)
         return result;
-    return context == current ? vgw_place_here(place) : place_in(context, place);
+    result = vgw_place_here(place); /* its device is known only while its context is current */
+    vgw_stream_leave(pushed);
+    return result;
 }
 
 CUresult vgw_refuse(void)

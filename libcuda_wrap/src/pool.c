@@ -14,6 +14,7 @@
 #include "vgw_charge.h"
 #include "vgw_late.h"
 #include "vgw_ledger.h"
+#include "vgw_tiles.h"
 
 #define PIECE                                                                                                          \
     (2ull << 20) /* by which the driver's pools grow; where it takes more, the rest is charged after the call */
@@ -339,6 +340,8 @@ void vgw_pool_freed(const struct vgw_entry *entry, bool at_once)
 static CUresult synchronised(CUresult result)
 {
     vgw_late_look();
+    if (__builtin_expect(__atomic_load_n(&vgw_tiles_leaving, __ATOMIC_RELAXED), false))
+        vgw_tiles_settle();
     if (__builtin_expect(__atomic_load_n(&may_give_back, __ATOMIC_RELAXED), false)) {
         __atomic_store_n(&may_give_back, false, __ATOMIC_RELAXED);
         pthread_mutex_lock(&vgw_pool_lock);

@@ -10,6 +10,7 @@
 #include "vgw_real.h"
 
 struct vgw_driver { /* NULL where this driver does not have it */
+    CUresult (*cuArray3DGetDescriptor_v2)(CUDA_ARRAY3D_DESCRIPTOR *, CUarray);
     CUresult (*cuArrayDestroy)(CUarray);
     CUresult (*cuCtxDestroy_v2)(CUcontext);
     CUresult (*cuCtxFromGreenCtx)(CUcontext *, CUgreenCtx);
@@ -55,11 +56,13 @@ struct vgw_driver { /* NULL where this driver does not have it */
     CUresult (*cuMemRelease)(CUmemGenericAllocationHandle);
     CUresult (*cuMemUnmap)(CUdeviceptr, size_t);
     CUresult (*cuMipmappedArrayDestroy)(CUmipmappedArray);
+    CUresult (*cuMipmappedArrayGetLevel)(CUarray *, CUmipmappedArray, unsigned int);
     CUresult (*cuModuleUnload)(CUmodule);
     CUresult (*cuPointerGetAttribute)(void *, CUpointer_attribute, CUdeviceptr);
     CUresult (*cuStreamGetCtx)(CUstream, CUcontext *);
     CUresult (*cuStreamIsCapturing)(CUstream, CUstreamCaptureStatus *);
     CUresult (*cuStreamQuery)(CUstream);
+    CUresult (*cuStreamSynchronize)(CUstream);
     CUresult (*cuThreadExchangeStreamCaptureMode)(CUstreamCaptureMode *);
 };
 
@@ -99,6 +102,10 @@ static inline CUresult vgw_gpu_of_context(unsigned *gpu)
 }
 CUresult vgw_place_here(struct vgw_place *place);
 CUresult vgw_place_of_stream(CUstream stream, struct vgw_place *place);
+
+/* Makes a stream's context current where it is another than that is: then `pushed`, for vgw_stream_leave. */
+CUresult vgw_stream_enter(CUstream stream, bool *pushed);
+void vgw_stream_leave(bool pushed);
 
 /* CUDA_ERROR_NOT_SUPPORTED, or what the driver answers before cuInit. */
 CUresult vgw_refuse(void);

@@ -13,7 +13,8 @@
 #define VGW_RAN_WAYS 8u   /* of eight bytes: a cache line */
 
 extern uint32_t vgw_late; /* a bit per GPU of the slice on which something may have been taken since the last look */
-extern bool vgw_several;  /* contexts: then a function may be new to one and not to the other */
+extern uint32_t vgw_contexts; /* ever made */
+extern bool vgw_several;      /* contexts: then a function may be new to one and not to the other */
 extern const void *vgw_ran_before[VGW_RAN_SETS][VGW_RAN_WAYS]; /* what was launched already, as far as there is room */
 
 /* Something may just have been taken in the current context; on that GPU. */

@@ -26,7 +26,7 @@ void vgw_overhead_failed(const struct vgw_before *before);
  * gives back what is charged for that and not held any more. true: something has changed, or could not be told yet. */
 bool vgw_overhead_settle(unsigned gpu);
 
-/* The same where anything is charged for that: before an allocation is refused. */
+/* Only gives back, where anything is charged for that: before an allocation is refused. */
 bool vgw_overhead_reclaim(unsigned gpu);
 bool vgw_overhead_beyond(unsigned gpu); /* is there? */
 

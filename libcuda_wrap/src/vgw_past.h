@@ -14,7 +14,7 @@ void vgw_past_done(unsigned gpu, uint64_t from_ns, uint64_t end_ns);
 
 struct vgw_own {
     uint64_t ns;   /* of the stretch, that this process had the GPU */
-    bool all_seen; /* false: there may be others, that tell nothing; then it had less */
+    bool all_seen; /* false: there may be others, that tell nothing: ns is all of it */
 };
 
 /* Of a stretch of time in which this process had work. */

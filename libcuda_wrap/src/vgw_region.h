@@ -45,7 +45,7 @@ uint64_t vgw_held(unsigned gpu);
 
 /* Have this process's pools, graphs and what it took late give back what they keep, before an allocation is refused; true if that was
  * anything. NULL until there are any. */
-enum { VGW_RECLAIM_POOLS, VGW_RECLAIM_GRAPHS, VGW_RECLAIM_LATE, VGW_RECLAIMERS };
+enum { VGW_RECLAIM_POOLS, VGW_RECLAIM_GRAPHS, VGW_RECLAIM_LATE, VGW_RECLAIM_TILES, VGW_RECLAIMERS };
 typedef bool vgw_reclaimer(unsigned gpu);
 extern vgw_reclaimer *vgw_reclaim[VGW_RECLAIMERS];
 

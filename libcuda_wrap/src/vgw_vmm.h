@@ -11,6 +11,10 @@
  * what one mapping keeps on several GPUs is a chain. gpu VGW_NO_GPU: a multicast object, of which nothing is charged. */
 uint64_t vgw_object_new(uint64_t bytes, uint64_t next, unsigned gpu);
 void vgw_object_let_go(uint64_t object);
+void vgw_object_hold(uint64_t object); /* one more */
+
+/* A reference more to the memory of a handle of this process: its object, or 0 if the handle is none of ours. */
+uint64_t vgw_object_of(uint64_t handle);
 
 /* The mapping of ours at an address, wherever in it that is. */
 bool vgw_mapping_at(CUdeviceptr address, struct vgw_entry *mapping);

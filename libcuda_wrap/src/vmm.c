@@ -28,6 +28,19 @@ uint64_t vgw_object_new(uint64_t bytes, uint64_t next, unsigned gpu)
     return vgw_keep(VGW_OBJECT, object, bytes, next, gpu) ? object : 0;
 }
 
+void vgw_object_hold(uint64_t object)
+{
+    struct vgw_entry entry;
+    vgw_table_count(VGW_OBJECT, object, 1, &entry);
+}
+
+uint64_t vgw_object_of(uint64_t handle)
+{
+    struct vgw_entry entry, object;
+    const bool ours = vgw_table_get(VGW_HANDLE, handle, &entry) && vgw_table_count(VGW_OBJECT, entry.link, 1, &object);
+    return ours ? entry.link : 0;
+}
+
 static bool is_of_host(CUmemLocationType type)
 {
     return type == CU_MEM_LOCATION_TYPE_HOST || type == CU_MEM_LOCATION_TYPE_HOST_NUMA ||

@@ -25,7 +25,7 @@ def test_a_short_run_measures_every_call(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / "results.json").read_text())["wrapper"]["calls"]
     found = {(row["call"], row["processes"]) for row in table}
-    calls = {"launch", "alloc+free", "getinfo", "getProcAddress", FULL}
+    calls = {"launch,new", "launch", "alloc+free", "getinfo", "getProcAddress", FULL}
     assert found == {(call, processes) for call in calls for processes in (1, 2)} | {
         ("load", 1), ("init", 1), ("first", 1),
     }  # fmt: skip

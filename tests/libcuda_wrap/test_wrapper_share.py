@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -62,6 +63,18 @@ def test_eight_processes_share_one_share(plain_box: Box) -> None:
         plain_box.share("flood", 1000)
     time.sleep(SETTLE_S)
     holds(plain_box, 30)
+
+
+@pytest.mark.parametrize("kind", ["streams", "graph"])
+def test_the_limiter_is_clean_under_the_sanitizers(boxes: Callable[[str], Box], kind: str) -> None:
+    """Address and undefined behaviour; both end a program at the first fault."""
+    box = boxes("address,undefined")
+    box.fresh(part(0, GIB, 30))
+    process = box.share(kind, 1000)
+    time.sleep(SETTLE_S)
+    got, alive = percent(box, 1.0), process.poll() is None
+    box.close()
+    assert alive and 5 < got <= 32
 
 
 def test_a_hundred_percent_is_left_alone(plain_box: Box) -> None:

@@ -1,4 +1,5 @@
-/* kernels.c - as client.c, for code and what runs it: modules, functions, launches, graphs. It answers "result value". */
+/* kernels.c - as client.c, for code and what runs it: modules, functions, launches, graphs, green contexts; and for tiles of
+ * arrays. It answers "result value". */
 #include <stdio.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -6,6 +7,7 @@
 
 #include "vgw_cuda.h"
 #include "cuda_prototypes.h"
+#include "client_tiles.h"
 
 CUresult cuCtxSetCurrent(CUcontext context);
 CUresult cuFuncIsLoaded(int *state, CUfunction function);
@@ -14,6 +16,7 @@ CUresult cuDevResourceGenerateDesc(CUdevResourceDesc *desc, CUdevResource *resou
 CUresult cuDevSmResourceSplitByCount(CUdevResource *result, unsigned *groups, const CUdevResource *input,
                                      CUdevResource *remaining, unsigned flags, unsigned least);
 CUresult cuGreenCtxStreamCreate(CUstream *stream, CUgreenCtx green, unsigned flags, int priority);
+CUresult cuGraphUpload(CUgraphExec exec, CUstream stream);
 CUresult cuLibraryGetKernel(CUkernel *kernel, CUlibrary library, const char *name);
 CUresult cuStreamBeginCapture_v2(CUstream stream, int mode);
 CUresult cuStreamCreate(CUstream *stream, unsigned int flags);
@@ -80,8 +83,17 @@ static CUresult launch_command(const char *verb, word a, word b)
         return cuLaunchKernel(function, 1, 1, 1, 32, 1, 1, 0, STREAM(b), NULL, NULL);
     if (strcmp(verb, "launch_cooperative") == 0)
         return cuLaunchCooperativeKernel(function, 1, 1, 1, 32, 1, 1, 0, STREAM(b), NULL);
+    if (strcmp(verb, "launch_on_two") == 0) { /* functions in two registers, streams in two registers */
+        CUDA_LAUNCH_PARAMS kernels[2];
+        for (unsigned at = 0; at < 2; at++)
+            kernels[at] =
+                (CUDA_LAUNCH_PARAMS){HANDLE(CUfunction, a + at), 1, 1, 1, 32, 1, 1, 0, HANDLE(CUstream, b + at), NULL};
+        return cuLaunchCooperativeKernelMultiDevice(kernels, 2, 1);
+    }
     if (strcmp(verb, "stream") == 0)
         return cuStreamCreate((CUstream *)&reg[a], 1);
+    if (strcmp(verb, "stream_wait") == 0)
+        return cuStreamSynchronize(HANDLE(CUstream, a));
     return CUDA_ERROR_UNKNOWN;
 }
 
@@ -138,6 +150,8 @@ static CUresult graph_command(const char *verb, word a, word b, word c)
         CUDA_GRAPH_INSTANTIATE_PARAMS params = {.flags = c};
         return cuGraphInstantiateWithParams((CUgraphExec *)&reg[a], HANDLE(CUgraph, b), &params);
     }
+    if (strcmp(verb, "g_upload") == 0)
+        return cuGraphUpload(HANDLE(CUgraphExec, a), STREAM(b));
     if (strcmp(verb, "g_launch") == 0)
         return cuGraphLaunch(HANDLE(CUgraphExec, a), STREAM(b));
     if (strcmp(verb, "g_end") == 0)
@@ -154,27 +168,122 @@ static CUresult named_command(const char *verb, word a, word b, const char *name
     return CUDA_ERROR_UNKNOWN;
 }
 
+static CUresult tile_command(const char *verb, const word *n)
+{
+    const int is_mipmap = strstr(verb, "mipmap") != NULL;
+    if (strcmp(verb, "tile_pool") == 0) /* register, bytes, device */
+        return make_pool(&reg[n[0]], n[1], (int)n[2]);
+    if (strcmp(verb, "tile_release") == 0)
+        return cuMemRelease(reg[n[0]]);
+    if (strcmp(verb, "tile_array") == 0 ||
+        strcmp(verb, "tile_mipmap") == 0) /* register, width, height, flags, levels */
+        return make_tiled(&reg[n[0]], n[1], n[2], (unsigned)n[3], (unsigned)n[4]);
+    if (strcmp(verb, "tile_array_end") == 0)
+        return cuArrayDestroy(HANDLE(CUarray, n[0]));
+    if (strcmp(verb, "tile_mipmap_end") == 0)
+        return cuMipmappedArrayDestroy(HANDLE(CUmipmappedArray, n[0]));
+    if (strncmp(verb, "tile_bind", 9) == 0) { /* array, memory, stream, then where; …_mipmap */
+        CUarrayMapInfo info = tile_operation(reg[n[0]], is_mipmap, reg[n[1]], n + 3);
+        return cuMemMapArrayAsync(&info, 1, STREAM(n[2]));
+    }
+    if (strncmp(verb, "tile_unbind", 11) == 0) { /* array, stream, then where */
+        CUarrayMapInfo info = tile_operation(reg[n[0]], is_mipmap, 0, n + 2);
+        return cuMemMapArrayAsync(&info, 1, STREAM(n[1]));
+    }
+    return CUDA_ERROR_UNKNOWN;
+}
+
+static word first; /* number of the last command */
+
+static CUresult obey(const char *verb, const word *n, const char *third)
+{
+    CUresult result = context_command(verb, n[0], n[1]);
+    if (result == CUDA_ERROR_UNKNOWN)
+        result = module_command(verb, n[0], n[1], n[2]);
+    if (result == CUDA_ERROR_UNKNOWN)
+        result = launch_command(verb, n[0], n[1]);
+    if (result == CUDA_ERROR_UNKNOWN)
+        result = green_command(verb, n[0], n[1], n[2]);
+    if (result == CUDA_ERROR_UNKNOWN)
+        result = graph_command(verb, n[0], n[1], n[2]);
+    if (result == CUDA_ERROR_UNKNOWN)
+        result = named_command(verb, n[0], n[1], third);
+    return result == CUDA_ERROR_UNKNOWN ? tile_command(verb, n) : result;
+}
+
+static CUresult take(char *line)
+{
+    char third[64] = "";
+    word number[8] = {0};
+    const char *verb = strtok(line, " \n"), *text;
+    for (unsigned at = 0; verb != NULL && at < 8 && (text = strtok(NULL, " \n")) != NULL; at++) {
+        sscanf(text, "%llu", &number[at]);
+        if (at == 2)
+            snprintf(third, sizeof third, "%s", text);
+    }
+    first = number[0];
+    return verb == NULL ? CUDA_ERROR_UNKNOWN : obey(verb, number, third);
+}
+
+/* What a child gets that goes on with its parent's handles. The answers, in one line. */
+static void child(void)
+{
+    static const char *const calls[] = {"init",
+                                        "primary 0",
+                                        "newctx 50 0",
+                                        "setctx 50",
+                                        "release 0",
+                                        "sync",
+                                        "alloc 51 4096",
+                                        "free 3",
+                                        "module 52 0 0",
+                                        "unload 1",
+                                        "library 53 0 0",
+                                        "function 54 1 two",
+                                        "func_load 2",
+                                        "launch 2 0",
+                                        "launch 2 9",
+                                        "stream 55",
+                                        "stream_wait 9",
+                                        "g_capture 56 2 1",
+                                        "g_make 57 4 0",
+                                        "g_launch 5 9",
+                                        "g_end 5",
+                                        "green 58 0 8",
+                                        "green_end 6",
+                                        "green_stream 59 6",
+                                        "launch_cooperative 2 9",
+                                        "tile_pool 60 2097152 0",
+                                        "tile_release 7",
+                                        "tile_array 61 256 256 64 0",
+                                        "tile_bind 8 7 9 0 0 0 1 1",
+                                        "tile_unbind 8 9 0 0 0 1 1",
+                                        "tile_array_end 8"};
+    char line[64];
+    fflush(stdout);
+    const pid_t pid = fork();
+    if (pid == 0) {
+        for (size_t at = 0; at < sizeof calls / sizeof calls[0]; at++) {
+            snprintf(line, sizeof line, "%s", calls[at]);
+            printf("%d ", take(line));
+        }
+        printf("\n");
+        fflush(stdout);
+        _exit(0);
+    }
+    waitpid(pid, NULL, 0);
+}
+
 int main(void)
 {
-    char line[256], verb[32], text[3][64];
+    char line[256];
     while (fgets(line, sizeof line, stdin) != NULL) {
-        word number[3] = {0, 0, 0};
-        memset(text, 0, sizeof text);
-        sscanf(line, "%31s %63s %63s %63s", verb, text[0], text[1], text[2]);
-        for (unsigned at = 0; at < 3; at++)
-            sscanf(text[at], "%llu", &number[at]);
-        CUresult result = context_command(verb, number[0], number[1]);
-        if (result == CUDA_ERROR_UNKNOWN)
-            result = module_command(verb, number[0], number[1], number[2]);
-        if (result == CUDA_ERROR_UNKNOWN)
-            result = launch_command(verb, number[0], number[1]);
-        if (result == CUDA_ERROR_UNKNOWN)
-            result = green_command(verb, number[0], number[1], number[2]);
-        if (result == CUDA_ERROR_UNKNOWN)
-            result = graph_command(verb, number[0], number[1], number[2]);
-        if (result == CUDA_ERROR_UNKNOWN)
-            result = named_command(verb, number[0], number[1], text[2]);
-        printf("%d %llu\n", result, reg[number[0] % 64]);
+        if (strcmp(line, "child\n") == 0) {
+            child();
+            continue;
+        }
+        const CUresult result = take(line);
+        printf("%d %llu\n", result, reg[first % 64]);
         fflush(stdout);
     }
     return 0;
