@@ -115,6 +115,7 @@ class Prepared:
 
     def __init__(self, plan: Plan, root: str, start: Start) -> None:
         self.plan = plan
+        self.inside = Inside(root, start)
         self.sources: list[mounts.Source] | None = None
         self._start = start
         self._root: os.stat_result | None = None
@@ -180,7 +181,10 @@ def prestart(settings: Policy, state: State, prepared: Prepared | None = None) -
     init = ledger.process(state.pid)
     if init is None:
         raise _ended()
-    make_mounts(state, read_bundle(state.bundle), plan, pidfd, prepared)
+    # crun 1.21 tells its working folder, "/" if it was in a namespace of the container's to bind device files
+    lost = prepared is not None and state.bundle == "/" and os.path.isabs(prepared.inside.root)
+    inside = prepared.inside if prepared is not None and lost else read_bundle(state.bundle)
+    make_mounts(state, inside, plan, pidfd, prepared)
     if syscalls.has_ended(pidfd):
         raise _ended()
     return ledger.arm(settings.state_dir, state.id, init, timeout_s=_TIMEOUT_S)

@@ -205,6 +205,20 @@ VGW_EXPORT CUresult cuFuncLoad(CUfunction function)
     return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_func_load(real, function);
 }
 
+VGW_EXPORT CUresult cuGLCtxCreate(CUcontext *pCtx, unsigned int Flags, CUdevice device);
+VGW_EXPORT CUresult cuGLCtxCreate(CUcontext *pCtx, unsigned int Flags, CUdevice device)
+{
+    vgw_fn_ctx_create *real = (vgw_fn_ctx_create *)vgw_real(VGW_AT_cuGLCtxCreate);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_ctx_create(real, pCtx, Flags, device);
+}
+
+VGW_EXPORT CUresult cuGLCtxCreate_v2(CUcontext *pCtx, unsigned int Flags, CUdevice device);
+VGW_EXPORT CUresult cuGLCtxCreate_v2(CUcontext *pCtx, unsigned int Flags, CUdevice device)
+{
+    vgw_fn_ctx_create *real = (vgw_fn_ctx_create *)vgw_real(VGW_AT_cuGLCtxCreate_v2);
+    return real == NULL ? CUDA_ERROR_NOT_FOUND : vgw_ctx_create(real, pCtx, Flags, device);
+}
+
 VGW_EXPORT CUresult cuGetProcAddress(const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags);
 VGW_EXPORT CUresult cuGetProcAddress(const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags)
 {
@@ -1002,6 +1016,8 @@ const struct vgw_wrapped vgw_wrapped[] = {
     {"cuDeviceTotalMem_v2", (void *)cuDeviceTotalMem_v2},
     {"cuEventSynchronize", (void *)cuEventSynchronize},
     {"cuFuncLoad", (void *)cuFuncLoad},
+    {"cuGLCtxCreate", (void *)cuGLCtxCreate},
+    {"cuGLCtxCreate_v2", (void *)cuGLCtxCreate_v2},
     {"cuGetProcAddress", (void *)cuGetProcAddress},
     {"cuGetProcAddress_v2", (void *)cuGetProcAddress_v2},
     {"cuGraphExecDestroy", (void *)cuGraphExecDestroy},

@@ -34,6 +34,8 @@ enum vgw_cuda_index {
     VGW_AT_cuDeviceTotalMem_v2,
     VGW_AT_cuEventSynchronize,
     VGW_AT_cuFuncLoad,
+    VGW_AT_cuGLCtxCreate,
+    VGW_AT_cuGLCtxCreate_v2,
     VGW_AT_cuGetProcAddress,
     VGW_AT_cuGetProcAddress_v2,
     VGW_AT_cuGraphExecDestroy,

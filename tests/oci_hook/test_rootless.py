@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from oci_hook import fastjson, files, placement, policy, rootless, standing
+from oci_hook import fastjson, files, hook, ledger, placement, policy, rootless, standing
 from oci_hook.errors import VgpuError
-from oci_hook.records import Ask, Gpu, Host, Inventory, Policy, Request, Reservation
+from oci_hook.records import Ask, Gpu, Host, Inventory, Plan, Policy, Request, Reservation, Start
 from oci_hook.values import as_json, replace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,6 +112,23 @@ def test_in_a_user_namespace_only_an_owner_without_a_number_can_be_the_hosts_roo
         assert files.is_trusted(65534) is trusted, where
         assert not files.is_trusted(1234)
         assert files.is_trusted(0) and files.is_trusted(os.geteuid())
+
+
+def test_a_runtime_that_has_lost_its_bundle_has_it_from_the_shim(
+    theirs: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As crun 1.21 with device files and --userns=keep-id; without the shim the state is all that is known."""
+    seen: list[hook.Inside] = []
+    monkeypatch.setattr(hook, "make_mounts", lambda state, inside, *rest: seen.append(inside))
+    monkeypatch.setattr(hook, "_require_creating", lambda *words: None)
+    monkeypatch.setattr(ledger, "arm", lambda *words, **more: None)
+    monkeypatch.setattr(ledger, "read_plan", lambda *words: Plan((), ()))
+    lost, start = hook.State("x1", os.getpid(), "/"), Start(("A=1",), "/work")
+    hook.prestart(theirs, lost, hook.Prepared(Plan((), ()), str(tmp_path), start))
+    assert seen == [hook.Inside(str(tmp_path), start)]
+    with pytest.raises(VgpuError) as caught:
+        hook.prestart(theirs, lost)
+    assert caught.value.code == "VGPU-OCI-001"
 
 
 LOAD = """

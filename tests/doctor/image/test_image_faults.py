@@ -276,7 +276,7 @@ def test_what_the_program_lacks_is_told_once(debian_root: Root, driver: Driver) 
     missing = root / "usr/lib/libgone.so.7"
     stub_driver.library(missing, "libgone.so.7", "x")
     for name in ("app", "other"):
-        program(root / name, NEW, str(missing), "-Wl,-rpath,/root/build/lib")
+        program(root / name, NEW, str(missing), "-Wl,-rpath,/home/" + "dana/lib")
     missing.unlink()
     (root / "link").symlink_to("app")
     told = [(found.subject, found.code) for found in findings(root, driver, "/link", deep=True)]

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "vgw_ledger.h"
+#include "vgw_past.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -70,6 +71,7 @@ static inline void forget(void)
     vgw_quota = NULL;
     vgw_usage = NULL;
     vgw_share = NULL;
+    vgw_past_forked();
     if (own != NULL)
         *own = 0;
 }
@@ -79,6 +81,14 @@ static inline void write_file(const char *name, const void *data, size_t size)
     const int fd = open(name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     must(fd >= 0 && write(fd, data, size) == (ssize_t)size, "the box can be written");
     close(fd);
+}
+
+/* A share file in which nothing was told; it has 2 MB, of which few are ever touched. Returns its descriptor. */
+static inline int blank_share(const char *name)
+{
+    const int fd = open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    must(fd >= 0 && ftruncate(fd, sizeof(struct vgw_share)) == 0, "the box can be written");
+    return fd;
 }
 
 /* The bytes of this run, taken from the front; zeros once they are used up. */

@@ -8,7 +8,6 @@
 #define NEIGHBOURS 3u
 #define NOW_NS     1000000000000u
 #define WINDOW_NS  100000000u /* the longest that is shared out at once: neighbours.c */
-#define RECORD     sizeof(struct vgw_share_gpu)
 
 /* A time of the record: near now, where it matters, or anything. */
 static uint64_t a_time(struct input *input)
@@ -17,20 +16,35 @@ static uint64_t a_time(struct input *input)
     return next(input, 1) % 2 == 0 ? any : NOW_NS + 1000 - any % (2 * WINDOW_NS);
 }
 
+/* Of its past: cells as they would be near NOW_NS, or of any number. */
+static void write_cells(int fd, unsigned which, struct input *input)
+{
+    for (uint64_t count = next(input, 1) % 8; count > 0; count--) {
+        const uint64_t cell = (NOW_NS >> VGW_CELL_SHIFT) - next(input, 2) % VGW_CELLS, any = any_number(input);
+        const uint64_t value = next(input, 1) % 4 == 0 ? any : cell << 32 | (uint32_t)any;
+        const size_t at = offsetof(struct vgw_share, past) + which * sizeof(struct vgw_share_past);
+        must(pwrite(fd, &value, sizeof value, (off_t)(at + cell % VGW_CELLS * sizeof value)) == sizeof value,
+             "written");
+    }
+}
+
 static void write_record(const char *file, struct input *input)
 {
-    struct vgw_share_gpu records[VGW_MAX_GPUS] = {0};
+    struct vgw_share_gpu record = {0};
+    const int fd = blank_share(file);
     const uint64_t how = next(input, 1);
-    struct vgw_share_gpu *record = &records[how % VGW_MAX_GPUS];
-    record->tokens_ns = (int64_t)any_number(input);
-    record->refilled_ns = a_time(input);
-    record->active_until_ns = a_time(input);
-    record->borrow_permille = any_number(input);
-    record->borrowed_ns = a_time(input);
-    record->claimed_ns = a_time(input);
-    write_file(file, records, sizeof records);
-    const size_t size = how < 0xe0 ? sizeof(struct vgw_share) : next(input, 2) % sizeof records;
-    must(truncate(file, (off_t)size) == 0, "the file can be cut, or have a hole");
+    const unsigned which = how % VGW_MAX_GPUS;
+    record.tokens_ns = (int64_t)any_number(input);
+    record.refilled_ns = a_time(input);
+    record.active_until_ns = a_time(input);
+    record.borrow_permille = any_number(input);
+    record.borrowed_ns = a_time(input);
+    record.claimed_ns = a_time(input);
+    must(pwrite(fd, &record, sizeof record, (off_t)(which * sizeof record)) == sizeof record, "written");
+    write_cells(fd, which, input);
+    if (how >= 0xe0)
+        must(ftruncate(fd, (off_t)(next(input, 3) % sizeof(struct vgw_share))) == 0, "cut");
+    close(fd);
 }
 
 /* What it could lend at most, less what is kept for it, in percent: 0, or all that is kept for it and not lent. */
@@ -80,6 +94,9 @@ static void ask(struct input *input, unsigned kept)
         const uint64_t got = vgw_idle_time(0, NOW_NS + count * WINDOW_NS / 3);
         must(got <= most + NEIGHBOURS + 1, "no more than nobody needs, or is lent"); /* + 1: rounded, each */
     }
+    const uint64_t ns = any_number(input) % (40 * (uint64_t)WINDOW_NS) + 1;
+    const struct vgw_own had = vgw_past_own(0, NOW_NS - ns, NOW_NS);
+    must(had.ns <= ns && had.ns + 1 >= ns / 33, "no more than there was, and no lie makes work cost nothing");
     vgw_alone(0, NOW_NS);
     vgw_tell_active(0, any_number(input));
     vgw_tell_bucket(0, (int64_t)any_number(input), any_number(input));

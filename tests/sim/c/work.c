@@ -116,7 +116,7 @@ static void addresses(void)
     const void *table;
     CUuuid id = {{1}};
     EXPECT(cuGetExportTable(&table, &id), CUDA_ERROR_INVALID_VALUE);
-    EXPECT(cuMemMapArrayAsync(NULL, 0, NULL), CUDA_ERROR_NOT_SUPPORTED);
+    EXPECT(cuMemGetHandleForAddressRange(NULL, 0, 0, 0, 0), CUDA_ERROR_NOT_SUPPORTED);
 }
 
 int main(void)
