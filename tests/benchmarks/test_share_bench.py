@@ -23,9 +23,16 @@ def test_errors_are_of_sliding_windows_and_of_single_ticks() -> None:
 
 
 def test_a_step_has_settled_when_a_tenth_of_a_second_is_near() -> None:
-    assert share.settled_ms([20.0] * 20 + [70.0] * 80, 70, 0.01) == 190  # nine of ten ticks are there
+    assert share.near_ms([20.0] * 20 + [70.0] * 80, 70, 0.01) == 190  # nine of ten ticks are there
+    assert share.near_ms([71.0] * 100, 70, 0.01) == 0
+    assert share.near_ms([20.0] * 100, 70, 0.01) == -1
+
+
+def test_it_has_settled_once_it_stays_close() -> None:
+    assert share.settled_ms([20.0] * 20 + [70.0] * 80, 70, 0.01) == 200  # near is not close
+    assert share.settled_ms([70.0] * 40 + [20.0] + [70.0] * 59, 70, 0.01) == 410  # it was, and was not again
     assert share.settled_ms([71.0] * 100, 70, 0.01) == 0
-    assert share.settled_ms([20.0] * 100, 70, 0.01) == -1
+    assert share.settled_ms([70.0] * 99 + [20.0], 70, 0.01) == -1
 
 
 def test_a_bar_is_held_or_missed_by_its_own_figure() -> None:

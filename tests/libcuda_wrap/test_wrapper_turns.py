@@ -98,7 +98,12 @@ def test_a_liar_gives_away_no_more_than_its_own_share(side_by_side: list[Box]) -
     with always_at_work(liar):
         believer.share("flood", 5000)
         time.sleep(3.0)  # what it may have saved up is gone
-        assert 28 <= had(side_by_side, 2.0)[0] <= 30 + 20 + 3
+        got: list[float] = []
+        for _ in range(4):  # on a busy machine it takes longer to use that up
+            got.append(had(side_by_side, 2.0)[0])
+            if 28 <= got[-1] <= 30 + 20 + 3:
+                return
+        pytest.fail(f"{got}")
 
 
 @pytest.mark.parametrize("sanitize", ["address,undefined", "thread"])
