@@ -93,11 +93,14 @@ static CUresult launch_command(const char *verb, word a, word b)
     }
     if (strcmp(verb, "stream") == 0)
         return cuStreamCreate((CUstream *)&reg[a], 1);
-    if (strcmp(verb, "stream_end") == 0)
-        return cuStreamDestroy_v2(HANDLE(CUstream, a));
-    if (strcmp(verb, "kernel_time") == 0) { /* tens of microseconds, of launches from here on */
-        vgsSetKernelTime(a * 10000);
-        return CUDA_SUCCESS;
+    if (strcmp(verb, "launch_and_end") == 0) { /* function, 1 or 2: a short kernel, a long one; then their stream goes */
+        CUstream stream;
+        CUresult result = cuStreamCreate(&stream, 1);
+        for (unsigned at = 0; result == CUDA_SUCCESS && at < b; at++) {
+            vgsSetKernelTime(at == 0 ? 45000 : 600000);
+            result = cuLaunchKernel(HANDLE(CUfunction, a), 1, 1, 1, 32, 1, 1, 0, stream, NULL, NULL);
+        }
+        return result == CUDA_SUCCESS ? cuStreamDestroy_v2(stream) : result;
     }
     if (strcmp(verb, "stream_wait") == 0)
         return cuStreamSynchronize(HANDLE(CUstream, a));
