@@ -93,7 +93,7 @@ static CUresult launch_command(const char *verb, word a, word b)
     }
     if (strcmp(verb, "stream") == 0)
         return cuStreamCreate((CUstream *)&reg[a], 1);
-    if (strcmp(verb, "launch_and_end") == 0) { /* function, 1 or 2: a short kernel, a long one; then their stream goes */
+    if (strcmp(verb, "launch_and_end") == 0) { /* function, launches: a short one, long ones */
         CUstream stream;
         CUresult result = cuStreamCreate(&stream, 1);
         for (unsigned at = 0; result == CUDA_SUCCESS && at < b; at++) {
