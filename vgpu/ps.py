@@ -21,7 +21,8 @@ COLUMNS = ("CONTAINER", "NAME", "IMAGE", "GPU", "MEMORY", "CORES", "STATE", "IN 
 def run(config: str, *, as_json: bool) -> None:
     """Prints all slices. One that cannot be read is named on stderr and left out; the others are shown."""
     policy = load(config)
-    containers, grants = collect(policy), users.grants(policy)
+    containers = collect(policy)
+    grants = users.grants(policy, lambda told_already: None)
     gpus = given.by_gpu(containers, grants, policy)
     over = {gpu["uuid"] for gpu in gpus if gpu["overcommitted"]}
     if as_json:

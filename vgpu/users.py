@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from oci_hook import ledger, rootless, standing
 from oci_hook.errors import HostError, VgpuError
 from oci_hook.records import Allocation, Policy, Reservation, Slice
+from vgpu import output
 
 _MOST = 1000  # containers of one user that are looked at
 _MOST_GPUS = 16
@@ -44,11 +45,21 @@ def shown(user: str | None, name: str) -> str:
     return name if user is None else f"{user}: {name}" if name else user
 
 
-def every(policy: Policy) -> list[User]:
-    """All that have a grant, or a folder still. None, if `policy` is a user's own. Raises HostError VGPU-HOST-010."""
+def _say(error: HostError) -> None:
+    output.message(error.line())
+
+
+def every(policy: Policy, tell: Callable[[HostError], None] = _say) -> list[User]:
+    """All that have a grant, or a folder still. None, if `policy` is a user's own. tell: is given what is wrong with
+    the list of grants, if it cannot be read; who looks at a host that has a fault must see the rest.
+    """
     if policy.grant is not None:
         return []
-    granted = rootless.granted(standing.load(policy))
+    granted: dict[int, tuple[Reservation, ...]] = {}
+    try:
+        granted = rootless.granted(standing.load(policy))
+    except HostError as error:
+        tell(error)
     found = []
     with_folder = (int(os.path.basename(path)) for path in rootless.folders(policy.state_dir))
     for uid in sorted({*granted, *with_folder}):
@@ -120,9 +131,16 @@ def _is_theirs(uid: int, found: Allocation) -> bool:
     return any(first <= uid < first + count and count < _ALL_NUMBERS for _, first, count in ranges)
 
 
-def grants(policy: Policy) -> list[dict[str, Any]]:
-    """For --json: what is granted to whom, and how much of it is given out to containers."""
-    return [describe(user) for user in every(policy) if user.parts]
+def grants(policy: Policy, tell: Callable[[HostError], None] | None = None) -> list[dict[str, Any]]:
+    """For --json: what is granted to whom, and how much of it is given out to containers. tell: as of `every`; without
+    it HostError VGPU-HOST-010 is raised.
+    """
+    return [describe(user) for user in every(policy, tell or refuse) if user.parts]
+
+
+def refuse(error: HostError) -> None:
+    """For `every`, where nothing is of use without the list."""
+    raise error
 
 
 def describe(user: User) -> dict[str, Any]:

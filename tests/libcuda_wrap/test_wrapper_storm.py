@@ -23,7 +23,10 @@ def test_a_storm_is_never_a_byte_over_and_ends_with_equal_books(plain_box: Box, 
     storm = Storm(plain_box, program, tmp_path, PROCESSES, quotas, largest=2 * MIB)
     storm.start()
     try:
-        storm.blow(SECONDS)
+        for _ in range(5):  # on a busy machine eight seconds show little
+            storm.blow(SECONDS)
+            if storm.seen.samples >= 3 and storm.seen.killed >= 20:
+                break
         assert storm.waits_for_progress(30) == []
         held = storm.hold_still()
     finally:

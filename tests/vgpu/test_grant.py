@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from oci_hook import ledger, policy, quota_file, rootless, standing
-from oci_hook.errors import VgpuError
+from oci_hook.errors import HostError, VgpuError
 from oci_hook.records import Allocation, Ask, Placement, Plan, Policy, Process, Request, Slice
 from oci_hook.values import replace
 from runtime_config import launcher_conf, policy_file
@@ -187,6 +187,21 @@ def test_root_sees_the_users_containers_within_the_grant_and_counts_them_once(co
     where, found = look.resolve(host, "job")
     assert found == one and where.state_dir == user(config).policy.state_dir
     assert [tenant.id for tenant in tenants.find(Prefix(Path(host.prefix)), host.state_dir)] == [one.id]
+
+
+def test_a_list_of_grants_that_cannot_be_read_hides_no_container(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    give(config)
+    one, host = give_out(user(config).policy), in_force(config)
+    Path(standing.path(host)).write_text("{")
+    ps.run(config, as_json=False)
+    said = capsys.readouterr()
+    assert "job" in said.out and said.err.count("VGPU-HOST-010") == 1
+    found, troubles = collect.read_containers(host)
+    assert [seen.id for seen in found] == [one.id] and [part for part, _ in troubles if part == "ledger"] == ["ledger"]
+    with pytest.raises(HostError, match="standing"):
+        users.grants(host)
 
 
 def test_nothing_in_a_users_folder_stops_roots_commands_or_passes_for_somebody_elses(

@@ -61,7 +61,7 @@ def read_containers(policy: Policy) -> tuple[list[ContainerSample], list[tuple[s
             if os.path.lexists(ledger.folder(policy.state_dir, name)):  # else it ended while we were reading
                 troubles.append(("ledger", str(error)))
     known = {one.id for _, one in found}
-    for user in users.every(policy):
+    for user in users.every(policy, lambda error: troubles.append(("ledger", str(error)))):
         for allocation in users.running(user):
             if allocation.id not in known:  # a user can give an entry any name, but not take root's
                 known.add(allocation.id)

@@ -236,13 +236,13 @@ def prometheus(simulated: Host, tmp_path: Path) -> Iterator[str]:
         config["scrape_configs"][0]["scrape_interval"] = "1s"
         config["rule_files"] = [str(MONITORING / "alerts.yaml")]
         (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(config))
-        with (tmp_path / "log").open("w") as log:
+        with (tmp_path / "prometheus.log").open("w") as log:
             process = subprocess.Popen(
                 [server.program("prometheus"), f"--config.file={tmp_path}/prometheus.yaml",
                  "--web.listen-address=127.0.0.1:0", f"--storage.tsdb.path={tmp_path}/tsdb"], stdout=log, stderr=log,
             )  # fmt: skip
         try:
-            yield address_of(process, tmp_path / "log")
+            yield address_of(process, tmp_path / "prometheus.log")
         finally:
             process.terminate()
             process.wait(timeout=30)

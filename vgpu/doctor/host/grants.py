@@ -17,7 +17,7 @@ def folders(host: Host) -> Iterator[Result]:
     policy = host.policy
     try:
         known = {gpu.uuid for gpu in inventory.of_host(policy).gpus}
-        granted = [user for user in users.every(policy) if user.parts]
+        granted = [user for user in users.every(policy, users.refuse) if user.parts]
     except VgpuError as error:
         raise CannotSee("grants", f"{error.code}: {error}") from None
     for user in granted:
