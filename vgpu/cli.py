@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 a bug or a closed pipe, 2 wrong usage (or, with --dry-run,
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated
 
@@ -107,12 +106,11 @@ def configure_docker_command(
 ) -> None:
     """Add the runtime vgpu to Docker's daemon.json; every other byte of it stays."""
     from vgpu import configure
-    from vgpu.config import prefix_of
+    from vgpu.config import installed
 
-    installed = prefix or prefix_of(os.environ.get("VGPU_CONFIG", DEFAULT_CONFIG))
     edit = configure.Edit(daemon_json, undo=undo, set_default=set_default, dry_run=dry_run, force=force)
     engine = configure.Engine(host, reload=reload, verify=verify or reload)
-    raise typer.Exit(configure.run(edit, engine, installed, as_json=json))
+    raise typer.Exit(configure.run(edit, engine, installed(prefix), as_json=json))
 
 
 @configure_app.command("containerd")
@@ -135,14 +133,15 @@ def configure_containerd_command(
     """Add the runtime handler vgpu to containerd's config.toml; every other byte of it stays."""
     from runtime_config.engines import containerd
     from vgpu import configure, configure_containerd
-    from vgpu.config import prefix_of
+    from vgpu.config import installed
 
     if runtime_class:
         print(containerd.runtime_class(), end="")
         return
-    installed = prefix or prefix_of(os.environ.get("VGPU_CONFIG", DEFAULT_CONFIG))
     edit = configure.Edit(config_toml, containerd, undo=undo, set_default=set_default, dry_run=dry_run)
-    code = configure_containerd.run(edit, installed, program=program, verify=verify, drop_in=drop_in, as_json=json)
+    code = configure_containerd.run(
+        edit, installed(prefix), program=program, verify=verify, drop_in=drop_in, as_json=json
+    )
     raise typer.Exit(code)
 
 

@@ -7,10 +7,8 @@ from typing import Annotated
 
 import typer
 
-from runtime_config.policy_file import DEFAULT_PATH as DEFAULT_CONFIG
-from vgpu.options import DryRun, Json, Prefix
+from vgpu.options import DryRun, Json, Prefix, Undo
 
-Undo = Annotated[bool, typer.Option("--undo", help="Take it out again.")]
 SetDefault = Annotated[bool, typer.Option("--set-default", help="Make vgpu the default runtime.")]
 _PODMAN = "/etc/containers/containers.conf.d/vgpu.conf"
 _OF_USER = "{}/containers/containers.conf.d/vgpu.conf"
@@ -40,6 +38,7 @@ def configure_podman_command(
     """Give Podman the runtime vgpu, in a drop-in of its containers.conf; run by a user, that user's rootless Podman."""
     from runtime_config.engines import podman
     from vgpu import configure_drop_in
+    from vgpu.config import installed
     from vgpu.configure import Edit
 
     rootless = os.geteuid() != 0
@@ -48,7 +47,7 @@ def configure_podman_command(
         hooks_dir = _HOOKS_OF_USER.format(_user_folder()) if hooks_dir == _HOOKS else hooks_dir
     edit = Edit(config_file, podman, undo=undo, set_default=set_default, dry_run=dry_run)
     request = configure_drop_in.Request(
-        edit, _installed(prefix), hooks_dir if hooks or undo else None, program if verify else None, named=rootless
+        edit, installed(prefix), hooks_dir if hooks or undo else None, program if verify else None, named=rootless
     )
     raise typer.Exit(configure_drop_in.run("podman", request, as_json=json))
 
@@ -64,18 +63,13 @@ def configure_crio_command(
     """Give CRI-O the runtime handler vgpu, in a drop-in of its crio.conf."""
     from runtime_config.engines import crio
     from vgpu import configure_drop_in
+    from vgpu.config import installed
     from vgpu.configure import Edit
 
     edit = Edit(config_file, crio, undo=undo, set_default=set_default, dry_run=dry_run)
-    request = configure_drop_in.Request(edit, _installed(prefix))
+    request = configure_drop_in.Request(edit, installed(prefix))
     raise typer.Exit(configure_drop_in.run("crio", request, as_json=json))
 
 
 def _user_folder() -> str:
     return os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-
-
-def _installed(prefix: str | None) -> str:
-    from vgpu.config import prefix_of
-
-    return prefix or prefix_of(os.environ.get("VGPU_CONFIG", DEFAULT_CONFIG))

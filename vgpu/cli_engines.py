@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 
-from runtime_config.policy_file import DEFAULT_PATH as DEFAULT_CONFIG
 from vgpu.options import DOCKER_SOCKET, DockerHost, DryRun, Json, Prefix
 
 
@@ -38,11 +36,10 @@ def configure_command(
     if not every:
         raise typer.BadParameter("name an engine, or give --all")
     from vgpu import configure_all
-    from vgpu.config import prefix_of
+    from vgpu.config import installed
 
-    installed = prefix or prefix_of(os.environ.get("VGPU_CONFIG", DEFAULT_CONFIG))
     wish = configure_all.Wish(
-        installed,
+        installed(prefix),
         host,
         undo=undo,
         set_default=set_default,

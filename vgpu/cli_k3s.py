@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 
-from runtime_config.policy_file import DEFAULT_PATH as DEFAULT_CONFIG
-from vgpu.options import DryRun, Json, Prefix
+from vgpu.options import DryRun, Json, Prefix, Undo
 
-Undo = Annotated[bool, typer.Option("--undo", help="Take it out again.")]
 Verify = Annotated[bool, typer.Option("--verify", help="See that config.toml has it: after a restart.")]
 _K3S, _RKE2 = (f"/var/lib/rancher/{name}/agent/etc/containerd/config.toml" for name in ("k3s", "rke2"))
 _MADE = "The config.toml that it makes; the template is beside it."
@@ -48,8 +45,7 @@ def configure_rke2_command(
 
 def _run(engine: str, made: str, prefix: str | None, *, undo: bool, dry_run: bool, verify: bool, as_json: bool) -> None:
     from vgpu import configure_k3s
-    from vgpu.config import prefix_of
+    from vgpu.config import installed
 
-    installed = prefix or prefix_of(os.environ.get("VGPU_CONFIG", DEFAULT_CONFIG))
-    request = configure_k3s.Request(engine, made, installed, undo=undo, dry_run=dry_run, verify=verify)
+    request = configure_k3s.Request(engine, made, installed(prefix), undo=undo, dry_run=dry_run, verify=verify)
     raise typer.Exit(configure_k3s.run(request, as_json=as_json))

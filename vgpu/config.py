@@ -18,6 +18,11 @@ def prefix_of(config: str) -> str:
     return os.path.dirname(os.path.dirname(os.path.realpath(config)))
 
 
+def installed(prefix: str | None) -> str:
+    """`prefix`, or that of the policy which VGPU_CONFIG names: for commands whose --config is something else."""
+    return prefix or prefix_of(os.environ.get("VGPU_CONFIG", policy_file.DEFAULT_PATH))
+
+
 def home_of(config: str) -> str:
     """The folder of the version whose policy.json follows from `config`; the prefix, where there are no versions."""
     return os.path.dirname(os.path.dirname(policy_file.compiled_path(config)))

@@ -21,8 +21,32 @@ STAGES = {STAGE: "direct", "poststop": "poststop"}  # OCI stage -> word of our h
 ANNOTATIONS = r"^vgpu\..*$"
 
 
+class _OwnFile:
+    """A file that is ours alone: it is written as a whole, and goes as a whole."""
+
+    __slots__ = ()
+
+    def text(self) -> str:
+        """The whole file."""
+        raise NotImplementedError
+
+    def find(self, text: str, path: str = "") -> Found:
+        """Raises VGPU-CFG-001 for a file of that name that is not ours."""
+        raise NotImplementedError
+
+    def add(self, text: str, launcher: str, *, set_default: bool = False, path: str = "") -> str:
+        """The whole file. launcher, set_default: of no meaning here. Raises as `find`."""
+        self.find(text, path)
+        return self.text()
+
+    def remove(self, text: str, original: str | None, path: str = "") -> str | None:
+        """No file, whatever ours says by now. Raises as `find`."""
+        self.find(text, path)
+        return None
+
+
 @dataclass(frozen=True, slots=True)
-class HookFile:
+class HookFile(_OwnFile):
     """The file of one stage. python: the interpreter of the hook. prefix: of the installation."""
 
     stage: str
@@ -51,19 +75,9 @@ class HookFile:
             raise HostError("VGPU-CFG-001", f"{path}: not a hook of vgpu's", remedy=remedy) from None
         return Found(script, False)
 
-    def add(self, text: str, launcher: str, *, set_default: bool = False, path: str = "") -> str:
-        """The whole file: it is ours alone. launcher, set_default: of no meaning here. Raises as `find`."""
-        self.find(text, path)
-        return self.text()
-
-    def remove(self, text: str, original: str | None, path: str = "") -> str | None:
-        """No file, whatever ours says by now. Raises as `find`."""
-        self.find(text, path)
-        return None
-
 
 @dataclass(frozen=True, slots=True)
-class FolderFile:
+class FolderFile(_OwnFile):
     """A drop-in of containers.conf, ours alone, that has a user's Podman read `folder`: without one it reads none."""
 
     folder: str
@@ -83,13 +97,3 @@ class FolderFile:
             remedy = "remove it, or name another file of that folder with --config"
             raise HostError("VGPU-CFG-001", f"{path}: not a file of vgpu's", remedy=remedy) from None
         return Found(str(folder), False)
-
-    def add(self, text: str, launcher: str, *, set_default: bool = False, path: str = "") -> str:
-        """The whole file. launcher, set_default: of no meaning here. Raises as `find`."""
-        self.find(text, path)
-        return self.text()
-
-    def remove(self, text: str, original: str | None, path: str = "") -> str | None:
-        """No file. Raises as `find`."""
-        self.find(text, path)
-        return None
