@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.test_stress import kill_adopted, kill_first_process
-from tests.harness import bundle, installed
+from tests.harness import bundle, installed, leftovers
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 GIB = 1 << 30
@@ -84,6 +84,7 @@ def test_two_hundred_at_once_are_decided_one_after_the_other(
                 kill_first_process(state["pid"])
             box.delete()
             kill_adopted(box)
+        leftovers.unmount_runcs_own(tmp_path)
     with bundle.container(eight.runtime, tmp_path / "b", c_tree, ["true"], annotations={"vgpu.memory": "100%"}) as box:
         assert box.run(30).code == 0  # and it cleared away what the killed ones had left
     assert json.loads(eight("audit", "replay", "--json").stdout)["differences"] == []

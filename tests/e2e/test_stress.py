@@ -102,6 +102,7 @@ def test_kill_at_any_moment_and_the_next_start_gets_everything(
             with bundle.container(vgpu.runtime, tmp_path / "b", c_tree, ["true"], annotations=EVERYTHING) as after:
                 result = after.run(30)
                 assert result.code == 0, f"{where}: {result}"
+    leftovers.unmount_runcs_own(tmp_path)
     assert killed_before_it_was_up > rounds // 10, "the kills came too late to mean anything"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,9 @@ def test_a_reader_never_sees_half_a_number(tmp_path: Path) -> None:
         with resize.LiveQuota(str(tmp_path), before) as live, memoryview(live._map) as raw, raw.cast("Q") as words:
             at = (quota_file.gpu_at(0) + quota_file.MEMORY_AT) // 8
             seen = {words[at] for _ in range(300_000)}
+            until = time.monotonic() + 30
+            while len(seen) < 2 and time.monotonic() < until:  # on a busy machine the writer has not begun yet
+                seen |= {words[at] for _ in range(300_000)}
     finally:
         os.kill(pid, 9)
         os.waitpid(pid, 0)
